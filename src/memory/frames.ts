@@ -1,0 +1,475 @@
+/**
+ * Frames: the frame table, references, folio locks, and the free list that several agents use at once.
+ * Linux: struct page / folio, and the page allocator with its per-CPU lists.
+ *
+ * Invariants (checkFrames() verifies them in a quiescent memory)
+ *   F1  A frame is in the free bitmap if and only if its reference count is 0.
+ *   F2  A bit in the zero bitmap of a free frame means that the frame holds zeros.
+ *   F3  MEM_FREE_COUNT is the number of bits in the free bitmap.
+ *   F4  mapcount <= refcount; a frame of the page cache has one reference from its file.
+ *
+ * Allocation clears bits of the free bitmap by compare-exchange. Each agent prefers one group of 32 frames, which
+ * others leave alone while they find something else: its stock. A frame has no other owner while it is free, so the
+ * death of an agent loses at most what was on its way.
+ */
+import { panic } from "../errors.ts";
+import { type Agent, type Op, QUEUE_WORDS, waitOp, wakeQueue } from "../sched/index.ts";
+import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
+import type { Pfn } from "../units.ts";
+import {
+  type Folio,
+  FOLIO_FLAGS,
+  FOLIO_INDEX,
+  FOLIO_MAPCOUNT,
+  FOLIO_MAPPING,
+  FOLIO_QUEUE_COUNT,
+  FOLIO_REFCOUNT,
+  FOLIO_WORDS,
+  MEM_AGENTS,
+  MEM_CLUSTER_SHIFT,
+  MEM_FOLIO_QUEUES,
+  MEM_FOLIOS,
+  MEM_FRAME_BASE,
+  MEM_FRAMES,
+  MEM_FREE_BITS,
+  MEM_FREE_COUNT,
+  MEM_FREE_HINT,
+  MEM_PAGE_SHIFT,
+  MEM_PEAK,
+  MEM_SEGMENT0,
+  MEM_SEGMENT_FRAMES,
+  MEM_ZERO_BITS,
+  PG_LOCK_MASK,
+  PG_LOCK_SHIFT,
+  PG_RESERVED,
+  ZERO_PFN,
+} from "./layout.ts";
+import { type Kernels, plainKernels } from "./segments.ts";
+
+/** Frames in a word of the bitmaps. */
+const GROUP = 32;
+const GROUP_SHIFT = 5;
+/** What freed frames are filled with in debug mode, so that a use after free shows. */
+export const POISON_BYTE = 0xe5;
+
+/** One agent's way to the frames: views of all segments, constants of the memory. */
+export class Frames {
+  readonly agent: Agent;
+  readonly header: number;
+  readonly pageShift: number;
+  readonly pageSize: number;
+  readonly count: number;
+  readonly clusterFrames: number;
+  readonly kernels: Kernels;
+  readonly memories: readonly WebAssembly.Memory[];
+  readonly segmentBytes: readonly Uint8Array[];
+  readonly #folios: number;
+  readonly #segment0: number;
+  readonly #segmentFrames: number;
+  readonly #baseBytes: number;
+  readonly #freeBits: number;
+  readonly #zeroBits: number;
+  readonly #groups: number;
+  #clusterHint = 0;
+
+  constructor(
+    agent: Agent,
+    header: number,
+    memories: readonly WebAssembly.Memory[],
+    kernels: Kernels | undefined,
+  ) {
+    const field = (k: number): number => Atomics.load(agent.words, header + k);
+    this.agent = agent;
+    this.header = header;
+    this.pageShift = field(MEM_PAGE_SHIFT);
+    this.pageSize = 2 ** this.pageShift;
+    this.count = field(MEM_FRAMES);
+    this.clusterFrames = 2 ** field(MEM_CLUSTER_SHIFT);
+    this.memories = memories;
+    this.segmentBytes = memories.map((m) => new Uint8Array(m.buffer));
+    this.kernels = kernels ?? plainKernels(memories[0]!);
+    this.#folios = field(MEM_FOLIOS);
+    this.#segment0 = field(MEM_SEGMENT0);
+    this.#segmentFrames = field(MEM_SEGMENT_FRAMES);
+    this.#baseBytes = field(MEM_FRAME_BASE) * this.pageSize;
+    this.#freeBits = field(MEM_FREE_BITS);
+    this.#zeroBits = field(MEM_ZERO_BITS);
+    this.#groups = Math.ceil(this.count / GROUP);
+  }
+
+  folioAt(pfn: number): Folio {
+    return (this.#folios + pfn * FOLIO_WORDS) as Folio;
+  }
+
+  pfnOf(folio: Folio): Pfn {
+    return ((folio - this.#folios) / FOLIO_WORDS) as Pfn;
+  }
+
+  /** Segment that holds a frame. */
+  segmentOf(pfn: number): number {
+    return pfn < this.#segment0 ? 0 : 1 + Math.floor((pfn - this.#segment0) / this.#segmentFrames);
+  }
+
+  /** Byte at which a frame lies in its segment. */
+  offsetOf(pfn: number): number {
+    return pfn < this.#segment0
+      ? this.#baseBytes + pfn * this.pageSize
+      : ((pfn - this.#segment0) % this.#segmentFrames) * this.pageSize;
+  }
+
+  /** True if frame `pfn + 1` directly follows `pfn` in the same segment. */
+  adjacent(pfn: number, next: number): boolean {
+    return next === pfn + 1 && this.segmentOf(pfn) === this.segmentOf(next);
+  }
+
+  /** The bytes of `pages` frames that lie together. */
+  bytesOf(pfn: number, pages = 1): Uint8Array {
+    const offset = this.offsetOf(pfn);
+    return this.segmentBytes[this.segmentOf(pfn)]!.subarray(offset, offset + pages * this.pageSize);
+  }
+
+  zeroFrame(pfn: number): void {
+    const offset = this.offsetOf(pfn);
+    if (pfn < this.#segment0) this.kernels.fill(offset, 0, this.pageSize);
+    else this.segmentBytes[this.segmentOf(pfn)]!.fill(0, offset, offset + this.pageSize);
+  }
+
+  copyFrame(to: number, from: number): void {
+    if (to < this.#segment0 && from < this.#segment0) {
+      this.kernels.copy(this.offsetOf(to), this.offsetOf(from), this.pageSize);
+    } else this.bytesOf(to).set(this.bytesOf(from));
+  }
+
+  // ---- free frames -------------------------------------------------------------------------------------------
+
+  get free(): number {
+    return Atomics.load(this.agent.words, this.header + MEM_FREE_COUNT);
+  }
+
+  /**
+   * Takes a frame, with one reference. `zeroed`: it holds zeros. Returns its number, or 0 if none is free.
+   * The caller owns the reference.
+   */
+  tryAlloc(zeroed: boolean): Pfn {
+    const w = this.agent.words;
+    const mine = this.header + MEM_AGENTS + this.agent.slot;
+    for (;;) {
+      const group = Atomics.load(w, mine) - 1;
+      if (group >= 0) {
+        const pfn = this.#takeFrom(group, zeroed);
+        if (pfn !== 0) return pfn;
+      }
+      const next = this.#findGroup();
+      if (next < 0) return 0 as Pfn;
+      Atomics.store(w, mine, next + 1);
+    }
+  }
+
+  #takeFrom(group: number, zeroed: boolean): Pfn {
+    const w = this.agent.words;
+    const word = this.#freeBits + group;
+    for (let bits = Atomics.load(w, word); bits !== 0;) {
+      const zeros = Atomics.load(w, this.#zeroBits + group);
+      // Frames that hold zeros for those who want them, the others for those who overwrite them.
+      const preferred = bits & (zeroed ? zeros : ~zeros);
+      const choice = preferred !== 0 ? preferred : bits;
+      const bit = choice & -choice;
+      const seen = Atomics.compareExchange(w, word, bits, bits & ~bit);
+      if (seen !== bits) {
+        bits = seen;
+        continue;
+      }
+      const pfn = (group * GROUP + (31 - Math.clz32(bit))) as Pfn;
+      const clean = (Atomics.and(w, this.#zeroBits + group, ~bit) & bit) !== 0;
+      this.#took(pfn, 1);
+      if (zeroed && !clean) this.zeroFrame(pfn);
+      return pfn;
+    }
+    return 0 as Pfn;
+  }
+
+  #took(pfn: number, pages: number): void {
+    const w = this.agent.words;
+    for (let k = 0; k < pages; k++) {
+      const folio = this.folioAt(pfn + k);
+      if (this.agent.debug && Atomics.load(w, folio + FOLIO_REFCOUNT) !== 0)
+        panic(`F1: frame ${pfn + k} was free and in use`);
+      Atomics.store(w, folio + FOLIO_REFCOUNT, 1);
+    }
+    const free = Atomics.sub(w, this.header + MEM_FREE_COUNT, pages) - pages;
+    const used = this.count - free;
+    for (let peak = Atomics.load(w, this.header + MEM_PEAK); used > peak;) {
+      peak = Atomics.compareExchange(w, this.header + MEM_PEAK, peak, used);
+    }
+  }
+
+  /** A group with free frames, preferably one that no other agent allocates from; -1 if there is none. */
+  #findGroup(): number {
+    const w = this.agent.words;
+    if (this.free <= 0) return -1;
+    const start = Atomics.load(w, this.header + MEM_FREE_HINT);
+    let others = -1;
+    for (let k = 0; k < this.#groups; k++) {
+      const group = (start + k) % this.#groups;
+      if (Atomics.load(w, this.#freeBits + group) === 0) continue;
+      if (!this.#preferredByOther(group)) return group;
+      others = group;
+    }
+    return others;
+  }
+
+  #preferredByOther(group: number): boolean {
+    const { agent } = this;
+    const top = agent.top();
+    for (let slot = 0; slot < top; slot++) {
+      if (slot !== agent.slot && Atomics.load(agent.words, this.header + MEM_AGENTS + slot) === group + 1)
+        return true;
+    }
+    return false;
+  }
+
+  /** Takes a whole aligned cluster, a reference each, contents undefined. Returns its first frame, or 0. */
+  tryAllocCluster(): Pfn {
+    const n = this.clusterFrames;
+    if (n === 1) return this.tryAlloc(false);
+    if (this.free < n) return 0 as Pfn;
+    const w = this.agent.words;
+    const all = n === GROUP ? -1 : 2 ** n - 1;
+    for (let k = 0; k < this.#groups; k++) {
+      const group = (this.#clusterHint + k) % this.#groups;
+      let bits = Atomics.load(w, this.#freeBits + group);
+      for (let shift = 0; shift < GROUP; shift += n) {
+        const mask = all << shift;
+        while ((bits & mask) === mask) {
+          const seen = Atomics.compareExchange(w, this.#freeBits + group, bits, bits & ~mask);
+          if (seen === bits) {
+            this.#clusterHint = group;
+            Atomics.and(w, this.#zeroBits + group, ~mask);
+            const pfn = (group * GROUP + shift) as Pfn;
+            this.#took(pfn, n);
+            return pfn;
+          }
+          bits = seen;
+        }
+      }
+    }
+    return 0 as Pfn;
+  }
+
+  /** Zeroes up to `limit` free frames, so that later faults need not. Returns how many. */
+  prezero(limit: number): number {
+    const w = this.agent.words;
+    const group = Atomics.load(w, this.header + MEM_AGENTS + this.agent.slot) - 1;
+    if (group < 0) return 0;
+    let done = 0;
+    for (let bits = Atomics.load(w, this.#freeBits + group); done < limit;) {
+      const candidates = bits & ~Atomics.load(w, this.#zeroBits + group);
+      if (candidates === 0) break;
+      const bit = candidates & -candidates;
+      const seen = Atomics.compareExchange(w, this.#freeBits + group, bits, bits & ~bit);
+      if (seen !== bits) {
+        bits = seen;
+        continue;
+      }
+      this.zeroFrame(group * GROUP + (31 - Math.clz32(bit)));
+      Atomics.or(w, this.#zeroBits + group, bit);
+      bits = Atomics.or(w, this.#freeBits + group, bit) | bit;
+      done++;
+    }
+    return done;
+  }
+
+  // ---- references --------------------------------------------------------------------------------------------
+
+  /** Takes a reference unless the frame is free. */
+  tryGet(pfn: number): boolean {
+    const w = this.agent.words;
+    const word = this.folioAt(pfn) + FOLIO_REFCOUNT;
+    for (let count = Atomics.load(w, word); count !== 0;) {
+      const seen = Atomics.compareExchange(w, word, count, count + 1);
+      if (seen === count) return true;
+      count = seen;
+    }
+    return false;
+  }
+
+  /** Takes another reference. Preconditions: the caller holds one. */
+  get(pfn: number): void {
+    Atomics.add(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1);
+  }
+
+  /** Gives a reference back; the last one frees the frame. */
+  put(pfn: number): void {
+    if (pfn === ZERO_PFN) return;
+    const before = Atomics.sub(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1);
+    if (before === 1) this.#release(pfn);
+    else if (before < 1) panic(`F4: frame ${pfn} has no reference left to give back`);
+  }
+
+  /** Drops the last reference if it is the only one: nobody can find the frame any more. */
+  tryFreeze(pfn: number): boolean {
+    const word = this.folioAt(pfn) + FOLIO_REFCOUNT;
+    return Atomics.compareExchange(this.agent.words, word, 1, 0) === 1;
+  }
+
+  /** Puts a frozen frame on the free list. */
+  freeFrozen(pfn: number): void {
+    this.#release(pfn);
+  }
+
+  #release(pfn: number): void {
+    const w = this.agent.words;
+    const folio = this.folioAt(pfn);
+    Atomics.store(w, folio + FOLIO_FLAGS, 0);
+    Atomics.store(w, folio + FOLIO_MAPPING, 0);
+    Atomics.store(w, folio + FOLIO_INDEX, 0);
+    if (this.agent.debug) {
+      if (Atomics.load(w, folio + FOLIO_MAPCOUNT) !== 0) panic(`F4: frame ${pfn} freed while it is mapped`);
+      this.bytesOf(pfn).fill(POISON_BYTE);
+    }
+    const group = pfn >>> GROUP_SHIFT;
+    const bit = 1 << (pfn & (GROUP - 1));
+    if ((Atomics.or(w, this.#freeBits + group, bit) & bit) !== 0) panic(`F1: frame ${pfn} freed twice`);
+    Atomics.add(w, this.header + MEM_FREE_COUNT, 1);
+    Atomics.store(w, this.header + MEM_FREE_HINT, group);
+  }
+
+  refcount(pfn: number): number {
+    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT);
+  }
+
+  addMapcount(pfn: number, delta: number): void {
+    Atomics.add(this.agent.words, this.folioAt(pfn) + FOLIO_MAPCOUNT, delta);
+  }
+
+  mapcount(pfn: number): number {
+    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_MAPCOUNT);
+  }
+
+  // ---- flags and the folio lock ------------------------------------------------------------------------------
+
+  flags(pfn: number): number {
+    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_FLAGS);
+  }
+
+  /** Sets flags; returns those that were set before. */
+  setFlags(pfn: number, flags: number): number {
+    return Atomics.or(this.agent.words, this.folioAt(pfn) + FOLIO_FLAGS, flags);
+  }
+
+  clearFlags(pfn: number, flags: number): number {
+    return Atomics.and(this.agent.words, this.folioAt(pfn) + FOLIO_FLAGS, ~flags);
+  }
+
+  /** Slot of the file whose page a frame holds, 0 = none. Stable under the folio lock. */
+  mapping(pfn: number): number {
+    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_MAPPING);
+  }
+
+  index(pfn: number): number {
+    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_INDEX);
+  }
+
+  setMapping(pfn: number, file: number, index: number): void {
+    const folio = this.folioAt(pfn);
+    Atomics.store(this.agent.words, folio + FOLIO_MAPPING, file);
+    Atomics.store(this.agent.words, folio + FOLIO_INDEX, index);
+  }
+
+  /** Wait queue of everything that happens to a frame: unlocked, written back. Shared by frames of one hash. */
+  queueOf(pfn: number): number {
+    return this.header + MEM_FOLIO_QUEUES + (pfn & (FOLIO_QUEUE_COUNT - 1)) * QUEUE_WORDS;
+  }
+
+  tryLockFolio(pfn: number): boolean {
+    const { agent } = this;
+    const word = this.folioAt(pfn) + FOLIO_FLAGS;
+    for (let flags = Atomics.load(agent.words, word); (flags & PG_LOCK_MASK) === 0;) {
+      const seen = Atomics.compareExchange(
+        agent.words,
+        word,
+        flags,
+        flags | ((agent.slot + 1) << PG_LOCK_SHIFT),
+      );
+      if (seen === flags) {
+        if (agent.debug) lockdepAcquire(agent, LockRank.folioLock);
+        return true;
+      }
+      flags = seen;
+    }
+    return false;
+  }
+
+  /** Owner id of the agent that holds the folio lock, 0 if none. */
+  folioOwner(pfn: number): number {
+    const slot = ((this.flags(pfn) & PG_LOCK_MASK) >>> PG_LOCK_SHIFT) - 1;
+    return slot < 0 ? 0 : this.agent.ownerAt(slot);
+  }
+
+  *lockFolioOp(pfn: number): Op<void> {
+    yield* waitOp(
+      this.queueOf(pfn),
+      () => this.tryLockFolio(pfn),
+      `the lock of frame ${pfn}`,
+      () => this.folioOwner(pfn),
+    );
+  }
+
+  unlockFolio(pfn: number): void {
+    if (this.agent.debug) lockdepRelease(this.agent, LockRank.folioLock);
+    this.clearFlags(pfn, PG_LOCK_MASK);
+    wakeQueue(this.agent.words, this.queueOf(pfn));
+  }
+
+  /** True while a folio is locked by an agent that lives. */
+  isLocked(pfn: number): boolean {
+    return (this.flags(pfn) & PG_LOCK_MASK) !== 0;
+  }
+
+  /** First frame whose lock slot `slot` holds, -1 if none: for the reaper. */
+  findLockedBy(slot: number): number {
+    const held = (slot + 1) << PG_LOCK_SHIFT;
+    for (let pfn = 0; pfn < this.count; pfn++) if ((this.flags(pfn) & PG_LOCK_MASK) === held) return pfn;
+    return -1;
+  }
+
+  /** The first broken invariant, or undefined. Preconditions: nothing runs meanwhile. */
+  check(): string | undefined {
+    const w = this.agent.words;
+    let free = 0;
+    for (let pfn = 0; pfn < this.count; pfn++) {
+      const isFree =
+        (Atomics.load(w, this.#freeBits + (pfn >>> GROUP_SHIFT)) & (1 << (pfn & (GROUP - 1)))) !== 0;
+      const zero =
+        (Atomics.load(w, this.#zeroBits + (pfn >>> GROUP_SHIFT)) & (1 << (pfn & (GROUP - 1)))) !== 0;
+      if (isFree) free++;
+      if (isFree !== (this.refcount(pfn) === 0))
+        return `F1: frame ${pfn} free=${isFree} refcount=${this.refcount(pfn)}`;
+      if (isFree && zero && this.bytesOf(pfn).some((b) => b !== 0))
+        return `F2: frame ${pfn} is marked zero and is not`;
+      if (this.mapcount(pfn) > this.refcount(pfn))
+        return `F4: frame ${pfn} mapped ${this.mapcount(pfn)} times`;
+    }
+    if (free !== this.free) return `F3: ${free} free bits, count says ${this.free}`;
+    return undefined;
+  }
+}
+
+/** Fills the bitmaps of a new memory: all frames free and zero, frame 0 the reserved zero page. */
+export function initFrames(w: Int32Array, header: number): void {
+  const count = w[header + MEM_FRAMES]!;
+  const freeBits = w[header + MEM_FREE_BITS]!;
+  const zeroBits = w[header + MEM_ZERO_BITS]!;
+  for (let k = 0; k * GROUP < count; k++) {
+    const here = Math.min(GROUP, count - k * GROUP);
+    const bits = here === GROUP ? -1 : 2 ** here - 1;
+    w[freeBits + k] = bits;
+    w[zeroBits + k] = bits;
+  }
+  w[freeBits] = w[freeBits]! & ~1;
+  const zero = w[header + MEM_FOLIOS]! + ZERO_PFN * FOLIO_WORDS;
+  w[zero + FOLIO_REFCOUNT] = 1;
+  w[zero + FOLIO_FLAGS] = PG_RESERVED;
+  w[header + MEM_FREE_COUNT] = count - 1;
+  w[header + MEM_PEAK] = 1;
+}

@@ -1,0 +1,88 @@
+;; Bulk kernels over the shared segment: what JavaScript would do one Atomics call at a time.
+;; Compiled by scripts/buildWasm.mjs into kernelsWasm.ts (base64); everything works without it, slower.
+;;
+;; Conventions
+;;   - Addresses (dst, src, ptr) are byte addresses in the memory, unsigned 32 bit, so 4 GiB minus one at most.
+;;     JavaScript passes them as numbers; ToInt32 wraps them and wasm reads the bits as unsigned.
+;;   - `len` counts bytes, `count` counts 32-bit words. Zero is allowed and touches nothing.
+;;   - `ptr` of a word kernel is a multiple of 4 (atomic accesses trap otherwise).
+;;   - A range that leaves the memory traps (a WebAssembly.RuntimeError in JavaScript). The two byte kernels
+;;     trap before they change anything; a word kernel may have handled the words before the end.
+;;   - No kernel waits, and none contains a safepoint.
+(module
+  ;; minimum 1 page; maximum 65536 pages = 4 GiB, so that any shared memory up to that size links.
+  (import "env" "memory" (memory 1 65536 shared))
+
+  ;; fill(dst, byte, len): sets len bytes at dst to the low 8 bits of `byte`.
+  ;; Not atomic: the caller owns the bytes (a frame not yet, or no longer, mapped).
+  (func (export "fill") (param $dst i32) (param $byte i32) (param $len i32)
+    (memory.fill (local.get $dst) (local.get $byte) (local.get $len)))
+
+  ;; copy(dst, src, len): memmove; the ranges may overlap. Not atomic: a byte of src that another agent
+  ;; writes meanwhile arrives old or new.
+  (func (export "copy") (param $dst i32) (param $src i32) (param $len i32)
+    (memory.copy (local.get $dst) (local.get $src) (local.get $len)))
+
+  ;; protectRange(ptr, count, andMask, orMask) -> OR of all old words.
+  ;; Every word whose bit 0 (valid) is set becomes (old & andMask) | orMask, by compare-exchange, so that an
+  ;; accessed or dirty bit which another agent sets meanwhile is never lost. A word without the valid bit
+  ;; is left alone, also if it loses that bit between our load and our exchange.
+  ;; For a changed word, "old" is the value that the exchange replaced.
+  (func (export "protectRange")
+    (param $ptr i32) (param $count i32) (param $and i32) (param $or i32) (result i32)
+    (local $seen i32)     ;; the OR so far
+    (local $old i32)      ;; value this round expects in the word
+    (local $found i32)    ;; value the exchange found there
+    (block $done
+      (br_if $done (i32.eqz (local.get $count)))
+      (loop $word
+        (local.set $old (i32.atomic.load (local.get $ptr)))
+        (block $next
+          (loop $retry
+            (br_if $next (i32.eqz (i32.and (local.get $old) (i32.const 1))))
+            (local.set $found
+              (i32.atomic.rmw.cmpxchg
+                (local.get $ptr)
+                (local.get $old)
+                (i32.or (i32.and (local.get $old) (local.get $and)) (local.get $or))))
+            (br_if $next (i32.eq (local.get $found) (local.get $old)))
+            ;; Lost a race: go on with the value found, a second load could be staler than that.
+            (local.set $old (local.get $found))
+            (br $retry)))
+        (local.set $seen (i32.or (local.get $seen) (local.get $old)))
+        (local.set $ptr (i32.add (local.get $ptr) (i32.const 4)))
+        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+        (br_if $word (local.get $count))))
+    (local.get $seen))
+
+  ;; orRange(ptr, count) -> OR of all words; 0 says that every word is empty. Each word is loaded atomically,
+  ;; the range as a whole is not a snapshot.
+  (func (export "orRange") (param $ptr i32) (param $count i32) (result i32)
+    (local $seen i32)
+    (block $done
+      (br_if $done (i32.eqz (local.get $count)))
+      (loop $word
+        (local.set $seen (i32.or (local.get $seen) (i32.atomic.load (local.get $ptr))))
+        (local.set $ptr (i32.add (local.get $ptr) (i32.const 4)))
+        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+        (br_if $word (local.get $count))))
+    (local.get $seen))
+
+  ;; maskedCount(ptr, count, mask, value) -> number of words w with (w & mask) == value.
+  (func (export "maskedCount")
+    (param $ptr i32) (param $count i32) (param $mask i32) (param $value i32) (result i32)
+    (local $matches i32)
+    (block $done
+      (br_if $done (i32.eqz (local.get $count)))
+      (loop $word
+        (local.set $matches
+          (i32.add
+            (local.get $matches)
+            (i32.eq
+              (i32.and (i32.atomic.load (local.get $ptr)) (local.get $mask))
+              (local.get $value))))
+        (local.set $ptr (i32.add (local.get $ptr) (i32.const 4)))
+        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+        (br_if $word (local.get $count))))
+    (local.get $matches))
+)

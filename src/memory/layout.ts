@@ -1,0 +1,58 @@
+/**
+ * The memory row's header and the record of a frame.
+ *
+ * Access key: A any agent, Atomics only · C constant once the memory exists · F under the folio lock,
+ * readable by any with Atomics · R as A, meaningful only while a reference is held.
+ */
+import { QUEUE_WORDS } from "../sched/index.ts";
+import type { Pfn, Slot } from "../units.ts";
+
+// Header; found by HDR_ROOT.
+export const MEM_PAGE_SHIFT = 0; //    C
+export const MEM_FRAMES = 1; //        C  frames, the zero page included; numbers 0 to MEM_FRAMES - 1
+export const MEM_SEGMENT0 = 2; //      C  how many of them lie in segment 0
+export const MEM_SEGMENT_FRAMES = 3; // C frames in each further segment
+export const MEM_FRAME_BASE = 4; //    C  page of segment 0 at which frame 0 lies
+export const MEM_FOLIOS = 5; //        C  slot of the frame table
+export const MEM_FREE_BITS = 6; //     C  slot of the bitmap of free frames, 32 a word
+export const MEM_ZERO_BITS = 7; //     C  slot of the bitmap of free frames known to hold zeros
+export const MEM_FREE_COUNT = 8; //    A
+export const MEM_FREE_HINT = 9; //     A  group in which a frame was freed last
+export const MEM_PEAK = 10; //         A  most frames ever in use
+export const MEM_CLOCK_HAND = 11; //   A  where reclaim looks next, a cluster number
+export const MEM_CLUSTER_SHIFT = 12; // C  log2 of frames in a cluster
+export const MEM_TLB_ENTRIES = 13; //  C  entries of an agent's TLB, power of two
+export const MEM_MM = 14; //           C  slot of the mm row's header
+export const MEM_FAULT_AROUND = 15; // C  pages
+export const MEM_HEAP = 16; //         the heap header (SLAB_HEADER_WORDS) stands here, see slab.ts
+export const MEM_AGENTS = 80; //       A  per agent: the group it allocates from + 1
+export const AGENT_LIMIT_WORDS = 64;
+export const MEM_FOLIO_QUEUES: number = MEM_AGENTS + AGENT_LIMIT_WORDS; // A  wait queues for folio locks, hashed by frame
+export const FOLIO_QUEUE_COUNT = 64; // power of two
+export const MEM_WORDS: number = MEM_FOLIO_QUEUES + FOLIO_QUEUE_COUNT * QUEUE_WORDS;
+
+/** Bytes of a file that are read, kept together in memory and reclaimed as one. */
+export const CLUSTER_BYTES = 65536;
+
+// Frame record.
+export const FOLIO_FLAGS = 0; //    A  PG_*, and the lock holder's slot + 1 in the top byte
+export const FOLIO_REFCOUNT = 1; // A  references held; 0 = free
+export const FOLIO_MAPCOUNT = 2; // A  page-table entries that map it
+export const FOLIO_MAPPING = 3; //  F  slot of the file whose page it is, 0 = anonymous
+export const FOLIO_INDEX = 4; //    F  page index in that file
+export const FOLIO_WORDS = 5;
+
+export const PG_UPTODATE = 0x1; //   contents are what the backing holds, or newer
+export const PG_DIRTY = 0x2; //      contents are newer than the backing
+export const PG_WRITEBACK = 0x4; //  being written to the backing
+export const PG_REFERENCED = 0x8; // used since reclaim last looked, other than through a page table
+export const PG_ANON = 0x10; //      private to one space
+export const PG_RESERVED = 0x20; //  the zero page: never freed, never written
+export const PG_ERROR = 0x40; //     the backing could not deliver or take it
+export const PG_LOCK_SHIFT = 24;
+export const PG_LOCK_MASK: number = 0x7f << 24;
+
+/** The frame of zeros that read faults on anonymous memory map. */
+export const ZERO_PFN: Pfn = 0 as Pfn;
+
+export type Folio = Slot<"folio">;

@@ -1,0 +1,544 @@
+/**
+ * Agents: what Linux calls a CPU. The main thread or a worker, with a slot of words in the arena, a doorbell,
+ * a mailbox, turns and safepoints. Not here: running operations (drivers.ts), noticing deaths (death.ts).
+ *
+ * States, for the others
+ *   state    TURN   SLEEP    acknowledgements            callbacks
+ *   running  odd    awake    waited for                  at its next safepoint
+ *   parked   odd    parked   counts as given             it is woken for them
+ *   idle     even   any      counts as given             it is woken for them
+ *
+ * From -> to: idle -> running enter(); running -> idle leave(), a microtask after the first access of a turn;
+ * running -> parked park(); parked -> running unpark(). Entering and waking publish the new state first and
+ * look at the flush requests afterwards; whoever requests a flush does the two the other way round.
+ *
+ * Safepoints: enter(), poll(), leave(), every wait. There, and nowhere else, the agent flushes TLB entries,
+ * acknowledges, and runs callbacks.
+ */
+import { MmError, panic } from "../errors.ts";
+import { arm, ownerAlive, ring, setLocalWaker, wakeQueue } from "./doorbell.ts";
+import {
+  AG_ACKQ,
+  AG_BELL,
+  AG_FACK,
+  AG_FREQ,
+  AG_GENERATION,
+  AG_MARK_LOCK,
+  AG_MAY_BLOCK,
+  AG_MBOX,
+  AG_SERVED,
+  AG_SLEEP,
+  AG_SLEEP_WORD,
+  AG_STATE,
+  AG_THREAD,
+  AG_TID,
+  AG_TURN,
+  AGENT_FREE,
+  AGENT_LIVE,
+  agentAt,
+  type AgentSlot,
+  GENERATION_LIMIT,
+  HDR_AGENT_TOP,
+  HDR_CORES,
+  HDR_DEBUG,
+  HDR_GENERATION,
+  HDR_MAX_AGENTS,
+  HDR_POISON,
+  type Message,
+  MESSAGE_COUNT,
+  MESSAGE_DONE,
+  MESSAGE_FREE,
+  MESSAGE_POSTED,
+  MESSAGE_RESERVED,
+  messageAt,
+  MSG_FROM,
+  MSG_KIND,
+  MSG_NEXT,
+  MSG_POSTED,
+  MSG_RESULT,
+  MSG_STATE,
+  MSG_TEXT,
+  MSG_TEXT_BYTES,
+  MSG_TEXT_LENGTH,
+  ownerIdOf,
+  RE_END,
+  RE_SPACE,
+  RE_START,
+  RING_LAG,
+  ringEntryAt,
+  SLEEP_ARMED,
+  SLEEP_AWAKE,
+  SLEEP_PARKED,
+  slotOfOwner,
+} from "./layout.ts";
+import type { Op, WaitEffect } from "./op.ts";
+
+/** The words of segment 0, twice: as int32 and as float64 over the same buffer. */
+export interface Arena {
+  readonly words: Int32Array;
+  readonly doubles: Float64Array;
+}
+
+/** Whoever takes locks: its owner id stands in the lock word. */
+export interface LockOwner extends Arena {
+  readonly ownerId: number;
+}
+
+/** How an operation was started; decides `blockable` of the ranges it raises. */
+export type Mode = "blocking" | "async" | "try" | "checker";
+
+/** An operation being driven. */
+export interface Task {
+  readonly op: Op<unknown>;
+  readonly mode: Mode;
+  /** What it waits for while it is suspended. */
+  effect: WaitEffect | undefined;
+  /** Locks held, newest last; kept in debug mode only. */
+  readonly held: number[];
+  readonly settle: (outcome: { value: unknown } | { error: unknown }) => void;
+}
+
+/** Clears `[start, end)` (pages) of this agent's TLB of `space`; space 0 means all of every space. */
+export type FlushHandler = (space: number, start: number, end: number) => void;
+
+/** Answers a message. Sets MSG_RESULT; the answer is given when it returns, or later by finishMessage() if it returns true. */
+export type MessageHandler = (message: Message) => boolean | void;
+
+/** Gives back what a dead agent left in the shared words; a string names a lock it held, which poisons the memory. */
+export type Reaper = (slot: number, ownerId: number) => string | undefined;
+
+export interface AgentOptions {
+  readonly mayBlock: boolean;
+  /** Operating-system thread id and worker threadId + 1, where the host tells. */
+  readonly tid?: number;
+  readonly thread?: number;
+}
+
+const settled = Promise.resolve();
+
+export class Agent implements LockOwner {
+  readonly words: Int32Array;
+  readonly doubles: Float64Array;
+  readonly bytes: Uint8Array;
+  readonly slot: number;
+  readonly base: AgentSlot;
+  readonly ownerId: number;
+  readonly mayBlock: boolean;
+  readonly debug: boolean;
+  /** False where all agents share one thread or the buffer is not shared: nobody else can ever change a word meanwhile. */
+  readonly shared: boolean;
+  /** Rounds to spin before sleeping: 3 to 4 us; none on one core. */
+  readonly spinRounds: number;
+  /** Lets the checker switch fast paths off, so that it reaches the slow ones. */
+  fastPaths = true;
+
+  /** The task whose generator runs now. */
+  current: Task | undefined;
+  /** Above 0 while a callback runs: no operation may start. */
+  callbackDepth = 0;
+  /** In a turn. */
+  running = false;
+  /** Suspended tasks of this agent. */
+  readonly tasks: Set<Task> = new Set();
+  /** Errors that have no caller. */
+  onError: ((error: MmError) => void) | undefined;
+  /** Run when a turn ends, and by poll() for views. */
+  readonly turnEnd: (() => void)[] = [];
+  readonly reapers: Reaper[] = [];
+  /** Set by drivers.ts: called when a task or a subscription begins to need the event loop. */
+  wakeUp: () => void = () => {};
+
+  readonly #handlers = new Map<number, MessageHandler>();
+  #flush: FlushHandler = () => {};
+  #serving = false;
+  #detached = false;
+  readonly #leave = (): void => this.leave();
+
+  constructor(buffer: ArrayBufferLike, slot: number, generation: number, options: AgentOptions) {
+    this.words = new Int32Array(buffer);
+    this.doubles = new Float64Array(buffer, 0, Math.floor(buffer.byteLength / 8));
+    this.bytes = new Uint8Array(buffer);
+    this.slot = slot;
+    this.base = agentAt(slot);
+    this.ownerId = ownerIdOf(slot, generation);
+    this.mayBlock = options.mayBlock;
+    this.shared = buffer instanceof SharedArrayBuffer;
+    this.debug = this.words[HDR_DEBUG] === 1;
+    this.spinRounds = (this.words[HDR_CORES] ?? 1) > 1 ? 500 : 0;
+    if (!this.shared) setLocalWaker(this.words, () => queueMicrotask(() => this.wakeUp()));
+  }
+
+  // ---- turns and safepoints -------------------------------------------------------------------------------
+
+  /** Begins a turn, if none has begun. From here to the turn's end others wait for this agent's acknowledgements. */
+  enter(): void {
+    if (this.running) return;
+    this.running = true;
+    Atomics.add(this.words, this.base + AG_TURN, 1);
+    // A microtask, not a macrotask: an agent in a chain of awaits would never reach the latter.
+    void settled.then(this.#leave);
+    this.safepoint();
+  }
+
+  /** Ends the turn: translations are unusable until the next access, views are dropped. */
+  leave(): void {
+    if (!this.running) return;
+    for (const end of this.turnEnd) end();
+    this.flushRequested();
+    this.running = false;
+    Atomics.add(this.words, this.base + AG_TURN, 1);
+    wakeQueue(this.words, this.base + AG_ACKQ);
+  }
+
+  /** A safepoint in a long synchronous loop. */
+  poll(): void {
+    for (const end of this.turnEnd) end();
+    this.safepoint();
+  }
+
+  /** Flushes what was asked for, acknowledges, answers the mailbox. Never throws. */
+  safepoint(): void {
+    this.flushRequested();
+    if (Atomics.load(this.words, this.base + AG_MBOX) !== 0) this.#serveMailbox();
+  }
+
+  /** True if others wait for this agent: a plain load, a hint for loops. */
+  get wanted(): boolean {
+    const w = this.words;
+    return w[this.base + AG_MBOX] !== 0 || w[this.base + AG_FREQ] !== w[this.base + AG_FACK];
+  }
+
+  setFlushHandler(flush: FlushHandler): void {
+    this.#flush = flush;
+  }
+
+  /** Flushes TLB entries that others marked, then acknowledges. */
+  flushRequested(): void {
+    const w = this.words;
+    const done = Atomics.load(w, this.base + AG_FACK);
+    const wanted = Atomics.load(w, this.base + AG_FREQ);
+    if (wanted === done) return;
+    let all = ((wanted - done) | 0) > RING_LAG;
+    for (let r = (done + 1) | 0; !all && ((wanted - r) | 0) >= 0; r = (r + 1) | 0) {
+      const entry = ringEntryAt(this.base, r);
+      this.#flush(
+        Atomics.load(w, entry + RE_SPACE),
+        Atomics.load(w, entry + RE_START),
+        Atomics.load(w, entry + RE_END),
+      );
+      // The ring may have lapped us while we read: then what we read may be half of something newer.
+      all = ((Atomics.load(w, this.base + AG_FREQ) - done) | 0) > RING_LAG;
+    }
+    if (all) this.#flush(0, 0, 0);
+    Atomics.store(w, this.base + AG_FACK, wanted);
+    wakeQueue(w, this.base + AG_ACKQ);
+  }
+
+  // ---- marks: asking another agent to flush ------------------------------------------------------------------
+
+  /**
+   * Asks agent `slot` to flush `[start, end)` (pages) of its TLB of `space`; returns the request's number.
+   * Preconditions: the page-table entries have been changed.
+   */
+  mark(slot: number, space: number, start: number, end: number): number {
+    const w = this.words;
+    const target = agentAt(slot);
+    while (Atomics.compareExchange(w, target + AG_MARK_LOCK, 0, this.ownerId) !== 0) {
+      const holder = Atomics.load(w, target + AG_MARK_LOCK);
+      if (holder !== 0 && !ownerAlive(w, holder)) {
+        // The section is a ring entry that FREQ does not count yet: taking the lock over is safe.
+        Atomics.compareExchange(w, target + AG_MARK_LOCK, holder, 0);
+      }
+    }
+    const request = (Atomics.load(w, target + AG_FREQ) + 1) | 0;
+    const entry = ringEntryAt(target, request);
+    Atomics.store(w, entry + RE_SPACE, space);
+    Atomics.store(w, entry + RE_START, start);
+    Atomics.store(w, entry + RE_END, end);
+    Atomics.store(w, target + AG_FREQ, request);
+    Atomics.store(w, target + AG_MARK_LOCK, 0);
+    return request;
+  }
+
+  /** Turn counter of an agent, to be read after mark(): see acknowledged(). */
+  turnOf(slot: number): number {
+    return Atomics.load(this.words, agentAt(slot) + AG_TURN);
+  }
+
+  /** True once agent `slot` can use no translation that `request` asked it to drop. `turn` was read after the mark. */
+  acknowledged(slot: number, request: number, turn: number): boolean {
+    const w = this.words;
+    const target = agentAt(slot);
+    return (
+      (turn & 1) === 0 ||
+      ((Atomics.load(w, target + AG_FACK) - request) | 0) >= 0 ||
+      Atomics.load(w, target + AG_TURN) !== turn ||
+      Atomics.load(w, target + AG_SLEEP) === SLEEP_PARKED ||
+      Atomics.load(w, target + AG_STATE) !== AGENT_LIVE
+    );
+  }
+
+  // ---- parking -------------------------------------------------------------------------------------------------
+
+  /** The doorbell's value, to be read before arming. */
+  bell(): number {
+    return Atomics.load(this.words, this.base + AG_BELL);
+  }
+
+  arm(queue: number): void {
+    if (queue !== 0) arm(this.words, queue, this.slot);
+  }
+
+  /** Sleeps until the doorbell differs from `bell`, at most `ms`. Preconditions: mayBlock, all waits armed and tested. */
+  park(bell: number, ms: number): void {
+    const w = this.words;
+    const before = Atomics.exchange(w, this.base + AG_SLEEP, SLEEP_PARKED);
+    wakeQueue(w, this.base + AG_ACKQ);
+    Atomics.wait(w, this.base + AG_BELL, bell, ms);
+    this.unpark(before);
+  }
+
+  /** As park(), on a word of the user's; `inArena` is its index where it lies in the arena, so that rings reach it. */
+  parkOn(
+    words: Int32Array,
+    index: number,
+    value: number,
+    inArena: number,
+    ms: number,
+  ): "ok" | "not-equal" | "timed-out" {
+    const w = this.words;
+    Atomics.store(w, this.base + AG_SLEEP_WORD, inArena);
+    const before = Atomics.exchange(w, this.base + AG_SLEEP, SLEEP_PARKED);
+    wakeQueue(w, this.base + AG_ACKQ);
+    const outcome = Atomics.load(w, this.base + AG_MBOX) !== 0 ? "ok" : Atomics.wait(words, index, value, ms);
+    Atomics.store(w, this.base + AG_SLEEP_WORD, 0);
+    this.unpark(before);
+    return outcome;
+  }
+
+  private unpark(before: number): void {
+    // Awake first, then the flush requests, then anything else.
+    Atomics.store(this.words, this.base + AG_SLEEP, before === SLEEP_ARMED ? SLEEP_ARMED : SLEEP_AWAKE);
+    this.safepoint();
+  }
+
+  /** Says whether a waitAsync listens on the doorbell. */
+  setArmed(armed: boolean): void {
+    Atomics.store(this.words, this.base + AG_SLEEP, armed ? SLEEP_ARMED : SLEEP_AWAKE);
+  }
+
+  // ---- mailbox ---------------------------------------------------------------------------------------------------
+
+  handle(kind: number, handler: MessageHandler): void {
+    if (this.#handlers.has(kind)) panic(`two handlers for messages of kind ${kind}`);
+    this.#handlers.set(kind, handler);
+  }
+
+  /** A message of this agent's to fill in, or 0 if all are under way. */
+  tryReserveMessage(kind: number): Message {
+    for (let k = 0; k < MESSAGE_COUNT; k++) {
+      const m = messageAt(this.base, k);
+      if (Atomics.compareExchange(this.words, m + MSG_STATE, MESSAGE_FREE, MESSAGE_RESERVED) !== MESSAGE_FREE)
+        continue;
+      Atomics.store(this.words, m + MSG_KIND, kind);
+      Atomics.store(this.words, m + MSG_FROM, this.slot);
+      Atomics.store(this.words, m + MSG_POSTED, 0);
+      Atomics.store(this.words, m + MSG_RESULT, 0);
+      Atomics.store(this.words, m + MSG_TEXT_LENGTH, 0);
+      return m;
+    }
+    return 0 as Message;
+  }
+
+  /** Puts a filled message in the mailbox of agent `slot` and rings it. `posted`: nobody waits for the answer. */
+  send(slot: number, m: Message, posted: boolean): void {
+    const w = this.words;
+    const mailbox = agentAt(slot) + AG_MBOX;
+    Atomics.store(w, m + MSG_POSTED, posted ? 1 : 0);
+    Atomics.store(w, m + MSG_STATE, MESSAGE_POSTED);
+    for (let head = Atomics.load(w, mailbox); ;) {
+      Atomics.store(w, m + MSG_NEXT, head);
+      const seen = Atomics.compareExchange(w, mailbox, head, m);
+      if (seen === head) break;
+      head = seen;
+    }
+    ring(w, slot); // after the push: a target that looks first and sees nothing would never look again
+  }
+
+  messageDone(m: Message): boolean {
+    return Atomics.load(this.words, m + MSG_STATE) === MESSAGE_DONE;
+  }
+
+  freeMessage(m: Message): void {
+    Atomics.store(this.words, m + MSG_STATE, MESSAGE_FREE);
+  }
+
+  /** Gives the answer: the sender goes on. */
+  finishMessage(m: Message): void {
+    const w = this.words;
+    const from = Atomics.load(w, m + MSG_FROM);
+    Atomics.add(w, this.base + AG_SERVED, 1);
+    const posted = Atomics.load(w, m + MSG_POSTED) === 1;
+    Atomics.store(w, m + MSG_STATE, posted ? MESSAGE_FREE : MESSAGE_DONE);
+    ring(w, from);
+  }
+
+  setMessageText(m: Message, text: string): void {
+    const encoded = new TextEncoder().encode(text).subarray(0, MSG_TEXT_BYTES);
+    this.bytes.set(encoded, (m + MSG_TEXT) * 4);
+    Atomics.store(this.words, m + MSG_TEXT_LENGTH, encoded.length);
+  }
+
+  messageText(m: Message): string {
+    const length = Atomics.load(this.words, m + MSG_TEXT_LENGTH);
+    const start = (m + MSG_TEXT) * 4;
+    return new TextDecoder().decode(this.bytes.slice(start, start + length));
+  }
+
+  #serveMailbox(): void {
+    // Not from inside a callback, nor from inside a message: order is the sender's, and the depth stays 1.
+    if (this.#serving || this.callbackDepth > 0) return;
+    this.#serving = true;
+    const w = this.words;
+    try {
+      for (;;) {
+        let m = Atomics.exchange(w, this.base + AG_MBOX, 0);
+        if (m === 0) return;
+        let oldest = 0;
+        while (m !== 0) {
+          const next = Atomics.load(w, m + MSG_NEXT);
+          Atomics.store(w, m + MSG_NEXT, oldest);
+          oldest = m;
+          m = next;
+        }
+        while (oldest !== 0) {
+          const message = oldest as Message;
+          oldest = Atomics.load(w, message + MSG_NEXT); // read before the answer frees the record
+          this.#serveMessage(message);
+        }
+      }
+    } finally {
+      this.#serving = false;
+    }
+  }
+
+  #serveMessage(message: Message): void {
+    const handler = this.#handlers.get(Atomics.load(this.words, message + MSG_KIND));
+    let later: boolean | void = false;
+    try {
+      if (handler) later = handler(message);
+      else this.setMessageText(message, "no handler for this message");
+    } catch (error) {
+      this.setMessageText(message, error instanceof Error ? error.message : String(error));
+      this.report(new MmError("ECALLBACK", "message", "a message handler threw", { cause: error }));
+    }
+    if (later !== true) this.finishMessage(message);
+  }
+
+  // ---- errors ------------------------------------------------------------------------------------------------------
+
+  /** Tells `onError` of something that has no caller. */
+  report(error: MmError): void {
+    if (!this.onError) return;
+    try {
+      this.onError(error);
+    } catch {
+      // An error handler that throws has nobody left to tell.
+    }
+  }
+
+  get poisonedBy(): number {
+    return Atomics.load(this.words, HDR_POISON);
+  }
+
+  /** Throws EOWNERDEAD once an agent has died with a lock held: what that lock protected may be half changed. */
+  checkUsable(operation: string): void {
+    const dead = this.poisonedBy;
+    if (dead !== 0) {
+      throw new MmError(
+        "EOWNERDEAD",
+        operation,
+        `agent ${slotOfOwner(dead)} died while it held a lock; the memory can no longer be trusted, create it anew`,
+      );
+    }
+    if (this.#detached) {
+      throw new MmError("ESRCH", operation, "the memory has been closed in this agent");
+    }
+  }
+
+  /** Throws EDEADLK inside a callback: what it would wait for may be waiting for the callback. */
+  checkNotInCallback(operation: string): void {
+    if (this.callbackDepth > 0) {
+      throw new MmError(
+        "EDEADLK",
+        operation,
+        "not from inside a notifier callback; do it after the callback has returned",
+      );
+    }
+  }
+
+  poison(ownerId: number): void {
+    Atomics.compareExchange(this.words, HDR_POISON, 0, ownerId);
+    this.ringEverybody();
+  }
+
+  ringEverybody(): void {
+    const top = this.top();
+    for (let slot = 0; slot < top; slot++) ring(this.words, slot);
+  }
+
+  /** One above the highest agent slot in use. */
+  top(): number {
+    return Atomics.load(this.words, HDR_AGENT_TOP);
+  }
+
+  isLive(slot: number): boolean {
+    return Atomics.load(this.words, agentAt(slot) + AG_STATE) === AGENT_LIVE;
+  }
+
+  /** Owner id of the agent in a slot, 0 if none lives there. */
+  ownerAt(slot: number): number {
+    return this.isLive(slot) ? ownerIdOf(slot, Atomics.load(this.words, agentAt(slot) + AG_GENERATION)) : 0;
+  }
+
+  get detached(): boolean {
+    return this.#detached;
+  }
+
+  /** Gives the slot back. Preconditions: no task is suspended, nothing of this agent is registered. */
+  detach(): void {
+    if (this.#detached) return;
+    this.leave();
+    this.#detached = true;
+    this.setArmed(false);
+    Atomics.store(this.words, this.base + AG_STATE, AGENT_FREE);
+    this.ringEverybody();
+  }
+}
+
+/** Takes a free agent slot. Errors: EAGAIN if all are taken. */
+export function attachAgent(buffer: ArrayBufferLike, options: AgentOptions): Agent {
+  const w = new Int32Array(buffer);
+  const limit = Atomics.load(w, HDR_MAX_AGENTS);
+  for (let slot = 0; slot < limit; slot++) {
+    const agent = agentAt(slot);
+    if (Atomics.compareExchange(w, agent + AG_STATE, AGENT_FREE, AGENT_LIVE) !== AGENT_FREE) continue;
+    const generation = (Atomics.add(w, HDR_GENERATION, 1) % GENERATION_LIMIT) + 1;
+    for (const field of [AG_MBOX, AG_SLEEP, AG_SLEEP_WORD, AG_SERVED]) Atomics.store(w, agent + field, 0);
+    if ((Atomics.load(w, agent + AG_TURN) & 1) === 1) Atomics.add(w, agent + AG_TURN, 1);
+    Atomics.store(w, agent + AG_FACK, Atomics.load(w, agent + AG_FREQ));
+    Atomics.store(w, agent + AG_TID, options.tid ?? 0);
+    Atomics.store(w, agent + AG_THREAD, options.thread ?? 0);
+    Atomics.store(w, agent + AG_MAY_BLOCK, options.mayBlock ? 1 : 0);
+    Atomics.store(w, agent + AG_GENERATION, generation);
+    for (let top = Atomics.load(w, HDR_AGENT_TOP); top <= slot; top = Atomics.load(w, HDR_AGENT_TOP)) {
+      Atomics.compareExchange(w, HDR_AGENT_TOP, top, slot + 1);
+    }
+    return new Agent(buffer, slot, generation, options);
+  }
+  throw new MmError(
+    "EAGAIN",
+    "attach",
+    `all ${limit} agent slots are taken; raise maxAgents in createMemory()`,
+  );
+}

@@ -1,0 +1,16 @@
+/** sync/: locks and grace periods over words of the arena. */
+export { assertNoLocks, LockRank, lockdepAcquire, lockdepRelease } from "./lockOrder.ts";
+export { lockMutexOp, MUTEX_WORDS, tryLockMutex, unlockMutex } from "./mutex.ts";
+export {
+  isWriteLocked,
+  lockReadOp,
+  lockWriteOp,
+  reapRwSem,
+  rwSemWords,
+  tryLockRead,
+  unlockRead,
+  unlockWrite,
+} from "./rwsem.ts";
+export { beginWrite, endWrite, readChanged, readSequence } from "./seqcount.ts";
+export { lockSpin, unlockSpin } from "./spinlock.ts";
+export { reapSrcu, srcuReadLock, srcuReadUnlock, srcuWords, synchronizeSrcuOp } from "./srcu.ts";

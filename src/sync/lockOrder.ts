@@ -1,0 +1,56 @@
+/**
+ * The lock order of the whole system, as data that lockdep reads. Linux: lockdep, and the table on top of mm/rmap.c.
+ *
+ *   mmapLock             rwsem, per space       vmas, the shape of the page tables
+ *     folioLock          bit, per frame         a frame's place in its file, its contents while they are read in
+ *       fileLock         rwsem, per file        the file's tree of vmas (i_mmap_rwsem)
+ *         subscriptions  spin, per notifiers    sequence, open counts, interval tree, lists
+ *           registry     spin, per memory       tables of spaces and files
+ *             heap       spin, per memory       arena blocks
+ *
+ * A lock is taken only while every lock held ranks before it. Locks of one class do not nest, except folio locks,
+ * of which all but the first are only tried. Agents' mark locks are leaves inside sched/ and take nothing.
+ */
+import { panic } from "../errors.ts";
+import type { Agent } from "../sched/index.ts";
+
+export const LockRank = {
+  mmapLock: 1,
+  folioLock: 2,
+  fileLock: 3,
+  subscriptions: 4,
+  registry: 5,
+  heap: 6,
+} as const;
+export type LockRank = (typeof LockRank)[keyof typeof LockRank];
+
+const nameOf = (rank: number): string =>
+  Object.entries(LockRank).find(([, r]) => r === rank)?.[0] ?? `lock ${rank}`;
+
+/** Notes that the running task takes a lock; panics on an inversion. Debug mode only. */
+export function lockdepAcquire(agent: Agent, rank: LockRank): void {
+  const held = agent.current?.held;
+  if (!agent.debug || !held) return;
+  const inverted = held.find((h) => h > rank || (h === rank && rank !== LockRank.folioLock));
+  if (inverted !== undefined) {
+    panic(
+      `lock order: ${nameOf(rank)} taken while ${held.map(nameOf).join(", ")} held by agent ${agent.slot}`,
+    );
+  }
+  held.push(rank);
+}
+
+/** Notes that the running task gives a lock back. */
+export function lockdepRelease(agent: Agent, rank: LockRank): void {
+  const held = agent.current?.held;
+  if (!agent.debug || !held) return;
+  const k = held.lastIndexOf(rank);
+  if (k < 0) panic(`lock order: ${nameOf(rank)} given back by agent ${agent.slot}, which does not hold it`);
+  held.splice(k, 1);
+}
+
+/** Panics if the running task holds any lock: what follows waits for the host. Debug mode only. */
+export function assertNoLocks(agent: Agent, what: string): void {
+  const held = agent.current?.held;
+  if (agent.debug && held && held.length > 0) panic(`${what} while ${held.map(nameOf).join(", ")} held`);
+}

@@ -1,0 +1,45 @@
+/**
+ * Mutexes that may be held across waits, in words of shared memory. Linux: struct mutex.
+ * For callbacks and drivers of secondary MMUs; the owner's id in the word makes a dead holder recognisable.
+ */
+import { MmError } from "../errors.ts";
+import {
+  type Agent,
+  ownerAlive,
+  type Op,
+  QUEUE_WORDS,
+  slotOfOwner,
+  waitOp,
+  wakeQueue,
+} from "../sched/index.ts";
+
+const MX_OWNER = 0; // A  owner id, 0 = free
+const MX_QUEUE = 1; // A  wait queue
+/** Words of a mutex. */
+export const MUTEX_WORDS: number = MX_QUEUE + QUEUE_WORDS + 1;
+
+export function tryLockMutex(agent: Agent, mutex: number): boolean {
+  const holder = Atomics.compareExchange(agent.words, mutex + MX_OWNER, 0, agent.ownerId);
+  if (holder === 0) return true;
+  if (holder !== agent.ownerId && !ownerAlive(agent.words, holder)) {
+    agent.poison(holder);
+    throw new MmError("EOWNERDEAD", "mutex", `agent ${slotOfOwner(holder)} died while it held this mutex`);
+  }
+  return false;
+}
+
+export function* lockMutexOp(agent: Agent, mutex: number, what: string): Op<void> {
+  yield* waitOp(
+    mutex + MX_QUEUE,
+    () => tryLockMutex(agent, mutex),
+    what,
+    () => Atomics.load(agent.words, mutex + MX_OWNER),
+  );
+}
+
+export function unlockMutex(agent: Agent, mutex: number): void {
+  if (Atomics.compareExchange(agent.words, mutex + MX_OWNER, agent.ownerId, 0) !== agent.ownerId) {
+    throw new MmError("EPERM", "mutex", "only the agent that holds a mutex gives it back");
+  }
+  wakeQueue(agent.words, mutex + MX_QUEUE);
+}
