@@ -117,6 +117,11 @@ export class Frames {
       : ((pfn - this.#segment0) % this.#segmentFrames) * this.pageSize;
   }
 
+  /** The frame that lies at a byte of segment 0. */
+  pfnAt(offset: number): Pfn {
+    return ((offset - this.#baseBytes) / this.pageSize) as Pfn;
+  }
+
   /** True if frame `pfn + 1` directly follows `pfn` in the same segment. */
   adjacent(pfn: number, next: number): boolean {
     return next === pfn + 1 && this.segmentOf(pfn) === this.segmentOf(next);

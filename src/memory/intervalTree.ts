@@ -228,9 +228,9 @@ export function itUpdate(a: Arena, root: number, node: number, start: number, la
 /**
  * itFirst() in the subtree of `top`, which may be 0.
  *
- * Which way to go is computed, not branched on: it is a coin toss that no predictor learns, and a wrong guess at
- * every second level costs more than the longer dependency (bench/rows/intervals.mjs). The branch that is left
- * is taken once, at the end.
+ * Which way to go is computed, not branched on: for unrelated queries it is a coin toss, and a wrong guess at every
+ * second level costs more than the longer chain of loads. (Among 10,000 nodes 85 ns, with a branch 105 to 120; for
+ * queries in ascending order, which a predictor learns, 50 instead of 20.) The branch left is taken once, at the end.
  */
 function firstBelow(a: Arena, top: number, start: number, last: number): number {
   const { words, doubles } = a;

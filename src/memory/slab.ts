@@ -291,12 +291,11 @@ function freeRecordLocked(w: Int32Array, heap: number, at: number): void {
   w[bitsAt] = load(w, bitsAt) & ~(1 << (record & (WORD_BITS - 1)));
   const inUse = load(w, entry + PAGE_IN_USE);
   w[entry + PAGE_IN_USE] = inUse - 1;
-  const wasFull = inUse === CLASS_CAPACITY[sizeClass];
   if (inUse === 1) {
-    if (!wasFull) removeLocked(w, list, entry);
+    removeLocked(w, list, entry); // it is there: a page holds two records at least
     w[entry + PAGE_KIND] = PAGE_NONE;
     putRunLocked(w, heap, page, 1);
-  } else if (wasFull) {
+  } else if (inUse === CLASS_CAPACITY[sizeClass]) {
     pushLocked(w, list, entry);
   }
 }

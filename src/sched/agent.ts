@@ -142,8 +142,10 @@ export class Agent implements LockOwner {
   readonly tasks: Set<Task> = new Set();
   /** Errors that have no caller. */
   onError: ((error: MmError) => void) | undefined;
-  /** Run when a turn ends, and by poll() for views. */
+  /** Run when a turn ends. */
   readonly turnEnd: (() => void)[] = [];
+  /** Run when a turn ends, and by poll(), which ends the turn for views. */
+  readonly viewsEnd: (() => void)[] = [];
   readonly reapers: Reaper[] = [];
   /** Set by drivers.ts: called when a task or a subscription begins to need the event loop. */
   wakeUp: () => void = () => {};
@@ -183,6 +185,7 @@ export class Agent implements LockOwner {
   /** Ends the turn: translations are unusable until the next access, views are dropped. */
   leave(): void {
     if (!this.running) return;
+    for (const end of this.viewsEnd) end();
     for (const end of this.turnEnd) end();
     this.flushRequested();
     this.running = false;
@@ -192,7 +195,7 @@ export class Agent implements LockOwner {
 
   /** A safepoint in a long synchronous loop. */
   poll(): void {
-    for (const end of this.turnEnd) end();
+    for (const end of this.viewsEnd) end();
     this.safepoint();
   }
 

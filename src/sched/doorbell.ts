@@ -11,6 +11,7 @@ import {
   AG_SLEEP,
   AG_SLEEP_WORD,
   AG_STATE,
+  AGENT_FREE,
   AGENT_LIVE,
   agentAt,
   generationOfOwner,
@@ -64,5 +65,14 @@ export function ownerAlive(words: Int32Array, ownerId: number): boolean {
   return (
     Atomics.load(words, agent + AG_STATE) === AGENT_LIVE &&
     Atomics.load(words, agent + AG_GENERATION) === generationOfOwner(ownerId)
+  );
+}
+
+/** True once the agent with this owner id is dead and reaped, or has detached: nothing of it will be answered any more. */
+export function ownerGone(words: Int32Array, ownerId: number): boolean {
+  const agent = agentAt(slotOfOwner(ownerId));
+  return (
+    Atomics.load(words, agent + AG_STATE) === AGENT_FREE ||
+    Atomics.load(words, agent + AG_GENERATION) !== generationOfOwner(ownerId)
   );
 }

@@ -2,7 +2,7 @@
 export { Agent, attachAgent, type Arena, type LockOwner, type Mode, type Task } from "./agent.ts";
 export { CheckerDriver, seededChooser, type Chooser } from "./checker.ts";
 export { checkLiveness, host, reap, slotsOfThread } from "./death.ts";
-export { arm, ownerAlive, ring, wakeQueue } from "./doorbell.ts";
+export { arm, ownerAlive, ownerGone, ring, wakeQueue } from "./doorbell.ts";
 export {
   loopOf,
   promiseOp,

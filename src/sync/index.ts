@@ -14,3 +14,4 @@ export {
 export { beginWrite, endWrite, readChanged, readSequence } from "./seqcount.ts";
 export { lockSpin, unlockSpin } from "./spinlock.ts";
 export { reapSrcu, srcuReadLock, srcuReadUnlock, srcuWords, synchronizeSrcuOp } from "./srcu.ts";
+export { Mutex, RwSem } from "./shared.ts";

@@ -3,10 +3,11 @@
  *
  *   mmapLock             rwsem, per space       vmas, the shape of the page tables
  *     folioLock          bit, per frame         a frame's place in its file, its contents while they are read in
- *       fileLock         rwsem, per file        the file's tree of vmas (i_mmap_rwsem)
+ *       fileLock         spin, per file         the file's tree of vmas (i_mmap_rwsem)
  *         subscriptions  spin, per notifiers    sequence, open counts, interval tree, lists
  *           registry     spin, per memory       tables of spaces and files
  *             heap       spin, per memory       arena blocks
+ *               subscriber  a secondary MMU's own lock, taken in its callbacks under any of the above
  *
  * A lock is taken only while every lock held ranks before it. Locks of one class do not nest, except folio locks,
  * of which all but the first are only tried. Agents' mark locks are leaves inside sched/ and take nothing.
@@ -21,6 +22,7 @@ export const LockRank = {
   subscriptions: 4,
   registry: 5,
   heap: 6,
+  subscriber: 7,
 } as const;
 export type LockRank = (typeof LockRank)[keyof typeof LockRank];
 

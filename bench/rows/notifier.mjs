@@ -1,0 +1,128 @@
+/** The notifier subsystem by itself. */
+import { beginRange, endRange, MmuNotifierEvent } from "../../.test-build/testing.js";
+import { interleave, keep, lineOf, nsPerOperation } from "../lib/interleave.mjs";
+import { openMemory, PAGE } from "../lib/memory.mjs";
+
+const ROUNDS = 100_000;
+const SUBSCRIPTIONS = 10_000;
+/** Intervals of 16 pages, one page apart, from here on. */
+const FIRST = 2 ** 30;
+const SPACING = 17 * PAGE;
+
+const ops = {
+  invalidate(interval, _range, curSeq) {
+    interval.setSeq(curSeq);
+    return true;
+  },
+};
+
+/** One space each, so that its subscriptions are those of one variant. */
+async function spaceWith(memory, subscriptions) {
+  const space = await memory.createSpace();
+  const intervals = [];
+  for (let n = 0; n < subscriptions; n++) {
+    intervals.push(space.notifiers.sync.insert(ops, FIRST + n * SPACING, 16 * PAGE));
+  }
+  return { notifiers: space.notifiers, intervals };
+}
+
+/** What the mm row itself calls, and the public form; `start` is of the n-th range, a page long. */
+function pair({ notifiers }, startOf) {
+  const inner = uniqueInner();
+  return {
+    inner: () => nsPerOperation(ROUNDS, () => inner(notifiers.context, startOf)),
+    public: () =>
+      nsPerOperation(ROUNDS, () => {
+        for (let n = 0; n < ROUNDS; n++) {
+          const start = startOf(n);
+          const range = notifiers.sync.invalidateRangeStart({
+            start,
+            end: start + PAGE,
+            event: MmuNotifierEvent.Clear,
+          });
+          notifiers.invalidateRangeEnd(range);
+        }
+      }),
+  };
+}
+
+const uniqueInner = () => (context, startOf) => {
+  for (let n = 0; n < ROUNDS; n++) {
+    const start = startOf(n);
+    keep(beginRange(context, start, start + PAGE) ? 1 : 0);
+    endRange(context);
+  }
+};
+
+export default {
+  measures:
+    "begin and end of an invalidation of one page, and of a fill that no invalidation overtakes, against a counter bumped by hand",
+  async run({ repetitions }) {
+    const { memory } = await openMemory(16, { arena: "64 MiB" });
+    const nobody = await spaceWith(memory, 0);
+    const many = await spaceWith(memory, SUBSCRIPTIONS);
+    const [interval] = (await spaceWith(memory, 1)).intervals;
+    const missing = pair(nobody, (n) => FIRST + (n & 1023) * PAGE);
+    // The page between two intervals, and the one before it.
+    const scattered = (n) => FIRST + ((n * 7919) % SUBSCRIPTIONS) * SPACING;
+    const between = pair(many, (n) => scattered(n) + 16 * PAGE);
+    const inside = pair(many, scattered);
+    const words = new Int32Array(new SharedArrayBuffer(64));
+
+    const samples = await interleave(
+      {
+        tryRead: () =>
+          nsPerOperation(ROUNDS, () => {
+            let retries = 0;
+            for (let n = 0; n < ROUNDS; n++) retries += interval.readRetry(interval.tryReadBegin()) ? 1 : 0;
+            keep(retries);
+          }),
+        syncRead: () =>
+          nsPerOperation(ROUNDS, () => {
+            let retries = 0;
+            for (let n = 0; n < ROUNDS; n++) retries += interval.readRetry(interval.sync.readBegin()) ? 1 : 0;
+            keep(retries);
+          }),
+        readByHand: () =>
+          nsPerOperation(ROUNDS, () => {
+            let retries = 0;
+            for (let n = 0; n < ROUNDS; n++) {
+              const seq = Atomics.load(words, 0);
+              if ((seq & 1) !== 0 || Atomics.load(words, 0) !== seq) retries++;
+            }
+            keep(retries);
+          }),
+        changeByHand: () =>
+          nsPerOperation(ROUNDS, () => {
+            for (let n = 0; n < ROUNDS; n++) {
+              Atomics.add(words, 0, 1);
+              Atomics.add(words, 0, 1);
+            }
+          }),
+        missingInner: missing.inner,
+        missingPublic: missing.public,
+        betweenInner: between.inner,
+        betweenPublic: between.public,
+        insidePublic: inside.public,
+      },
+      { repetitions },
+    );
+    await memory.close();
+
+    const against = (base) => (what, bifolio, goal) =>
+      lineOf({ what, unit: "ns", bifolio, goal, alternative: { name: "counter by hand", samples: base } });
+    const read = against(samples.readByHand);
+    const change = against(samples.changeByHand);
+    return {
+      lines: [
+        read("tryReadBegin + readRetry", samples.tryRead, "at most 40 ns"),
+        read("sync.readBegin + readRetry", samples.syncRead, "at most 40 ns"),
+        change("invalidate, no subscriber, inner", samples.missingInner, "at most 80 ns"),
+        change("invalidate, no subscriber, public", samples.missingPublic),
+        change("invalidate, 10,000 elsewhere, inner", samples.betweenInner, "at most 400 ns"),
+        change("invalidate, 10,000 elsewhere, public", samples.betweenPublic, "at most 400 ns"),
+        change("invalidate, one of 10,000 hit, public", samples.insidePublic),
+      ],
+    };
+  },
+};

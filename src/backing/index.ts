@@ -1,0 +1,2 @@
+/** backing/: where file pages come from. Node's files here; memory lies in mm/. */
+export { fileBacking } from "./fileBacking.ts";

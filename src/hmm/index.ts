@@ -1,0 +1,10 @@
+/** hmm/: what drivers of secondary MMUs need of the page tables. Linux: mm/hmm.c. */
+export {
+  HMM_VALID,
+  HMM_WRITE,
+  hmmPfn,
+  type RangeFault,
+  rangeFault,
+  rangeFaultOp,
+  type RangeFaultVariants,
+} from "./rangeFault.ts";

@@ -1,0 +1,399 @@
+/**
+ * Loads and stores through a space. A hit in the agent's TLB is a few plain loads; everything else is a miss: it
+ * begins the turn, walks the page table, or faults.
+ *
+ * An address that is an int32 takes the fast path; one above 2 GiB goes through the miss path and the same TLB.
+ * Between finding a TLB entry and using it there is no safepoint, so the entry is good for exactly that access.
+ */
+import { isMmError, MmError, SegvError } from "../errors.ts";
+import type { Notifiers } from "../notifier/index.ts";
+import { type Op, runBlocking } from "../sched/index.ts";
+import { FAULT_DONE, faultOp, tryFault } from "./fault.ts";
+import type { Space } from "./layout.ts";
+import type { Mm } from "./mm.ts";
+import { SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
+
+/** Bytes of frames that lie together; also the memory they are in. Valid until the turn ends or memory.poll(). */
+export interface Span extends Uint8Array {
+  memory: WebAssembly.Memory;
+}
+
+/** Pages that one span covers at most. */
+const SPAN_PAGES = 256;
+
+/** What an access lacked that ended with EAGAIN: run() brings it in. */
+interface Missing {
+  readonly space: SpaceAccess;
+  readonly vpn: number;
+  readonly write: boolean;
+}
+const missing = new WeakMap<object, Missing>();
+export const missingOf = (error: object): Missing | undefined => missing.get(error);
+
+/** Holds one value between its bytes in frames and its number. */
+const scratch: DataView<ArrayBuffer> = new DataView(new ArrayBuffer(8));
+const scratchBytes: Uint8Array = new Uint8Array(scratch.buffer);
+
+export class SpaceAccess extends SpaceCore {
+  readonly #shift: number;
+  readonly #pageMask: number;
+  readonly #u8: Uint8Array;
+  readonly #i8: Int8Array;
+  readonly #u16: Uint16Array;
+  readonly #i16: Int16Array;
+  readonly #u32: Uint32Array;
+  readonly #i32: Int32Array;
+  readonly #f32: Float32Array;
+  readonly #f64: Float64Array;
+
+  constructor(mm: Mm, slot: Space, makeNotifiers: (space: SpaceCore) => Notifiers) {
+    super(mm, slot, makeNotifiers);
+    const { buffer } = mm.agent.words;
+    this.#shift = mm.pageShift;
+    this.#pageMask = mm.pageSize - 1;
+    this.#u8 = new Uint8Array(buffer);
+    this.#i8 = new Int8Array(buffer);
+    this.#u16 = new Uint16Array(buffer);
+    this.#i16 = new Int16Array(buffer);
+    this.#u32 = new Uint32Array(buffer);
+    this.#i32 = mm.agent.words;
+    this.#f32 = new Float32Array(buffer);
+    this.#f64 = mm.agent.doubles;
+  }
+
+  // ---- translation ----------------------------------------------------------------------------------------------------
+
+  /** Begins the turn if need be, and lets hits happen. */
+  #begin(): void {
+    const { agent, mm } = this;
+    agent.checkUsable("access");
+    agent.checkNotInCallback("access");
+    if (!this.live) throw new MmError("ESRCH", "access", "the space is exiting or has exited");
+    agent.enter();
+    if (agent.wanted) agent.safepoint();
+    if (!this.active) {
+      this.activate();
+      mm.activeSpaces.push(this);
+    }
+  }
+
+  /** Frame of a page for this access, in the TLB already or by a walk; -1 if it takes a fault. No safepoint. */
+  peek(vpn: number, write: boolean): number {
+    const hit = this.lookup(vpn, write);
+    if (hit >= 0) return hit;
+    return this.refill(vpn, write) ? this.lookup(vpn, write) : -1;
+  }
+
+  /** As peek(), with a fault that needs no wait. A safepoint. */
+  tryLocate(vpn: number, write: boolean): number {
+    this.#begin();
+    for (;;) {
+      const pfn = this.peek(vpn, write);
+      if (pfn >= 0) return pfn;
+      if (!this.agent.fastPaths || tryFault(this, vpn, write) !== FAULT_DONE) return -1;
+    }
+  }
+
+  /** Frame of a page, faulting in place; blocks where the agent may, else EAGAIN where it would have to. A safepoint. */
+  locate(vpn: number, write: boolean): number {
+    for (;;) {
+      const pfn = this.tryLocate(vpn, write);
+      if (pfn >= 0) return pfn;
+      try {
+        runBlocking(this.agent, faultOp(this, vpn, write));
+      } catch (error) {
+        if (isMmError(error, "EAGAIN")) missing.set(error, { space: this, vpn, write });
+        throw error;
+      }
+    }
+  }
+
+  #checkAddress(address: number): number {
+    if (!Number.isInteger(address) || address < 0 || address >= 2 ** (31 + this.#shift)) {
+      throw new SegvError("access", address, "SEGV_MAPERR");
+    }
+    return Math.floor(address / this.mm.pageSize);
+  }
+
+  /** Copies a value of `size` bytes to or from the scratch bytes; both pages are checked before either is touched. */
+  #transfer(address: number, size: number, write: boolean): void {
+    const { frames, pageSize } = this.mm;
+    const vpn = this.#checkAddress(address);
+    const within = address - vpn * pageSize;
+    const first = Math.min(size, pageSize - within);
+    let low = this.locate(vpn, write);
+    let high = -1;
+    while (first < size) {
+      high = this.locate(vpn + 1, write);
+      // The second may have passed a safepoint: is the first still good?
+      const again = this.peek(vpn, write);
+      if (again === low) break;
+      low = this.locate(vpn, write);
+    }
+    const a = frames.bytesOf(low).subarray(within, within + first);
+    const b = high < 0 ? undefined : frames.bytesOf(high).subarray(0, size - first);
+    if (write) {
+      a.set(scratchBytes.subarray(0, first));
+      b?.set(scratchBytes.subarray(first, size));
+    } else {
+      scratchBytes.set(a);
+      if (b) scratchBytes.set(b, first);
+    }
+  }
+
+  #fetch(address: number, size: number): DataView {
+    this.#transfer(address, size, false);
+    return scratch;
+  }
+
+  // ---- loads and stores: little-endian, any alignment -----------------------------------------------------------------
+
+  /*
+   * Each pair is spelled out: the hit path must be small enough to be inlined into the caller's loop. A hit needs an
+   * int32 address, a matching tag (tags of near frames are the page numbers themselves), and natural alignment, so that
+   * the value lies in one page. Flags below the alignment of the base vanish in the shift.
+   */
+
+  getUint8(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn) {
+      return this.#u8[((this.tlb[k + 1]! & ~TLB_FLAGS) + (i & this.#pageMask)) >>> 0]!;
+    }
+    return this.#fetch(address, 1).getUint8(0);
+  }
+
+  setUint8(address: number, value: number): void {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    const base = this.tlb[k + 1]!;
+    if (i === address && this.tlb[k] === vpn && (base & 1) === 1) {
+      this.#u8[((base & ~TLB_FLAGS) + (i & this.#pageMask)) >>> 0] = value;
+      return;
+    }
+    scratch.setUint8(0, value);
+    this.#transfer(address, 1, true);
+  }
+
+  getInt8(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn) {
+      return this.#i8[((this.tlb[k + 1]! & ~TLB_FLAGS) + (i & this.#pageMask)) >>> 0]!;
+    }
+    return this.#fetch(address, 1).getInt8(0);
+  }
+
+  setInt8(address: number, value: number): void {
+    this.setUint8(address, value);
+  }
+
+  getUint16(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn && (i & 1) === 0) {
+      return this.#u16[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 1]!;
+    }
+    return this.#fetch(address, 2).getUint16(0, true);
+  }
+
+  setUint16(address: number, value: number): void {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    const base = this.tlb[k + 1]!;
+    if (i === address && this.tlb[k] === vpn && (base & 1) === 1 && (i & 1) === 0) {
+      this.#u16[(base + (i & this.#pageMask)) >>> 1] = value;
+      return;
+    }
+    scratch.setUint16(0, value, true);
+    this.#transfer(address, 2, true);
+  }
+
+  getInt16(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn && (i & 1) === 0) {
+      return this.#i16[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 1]!;
+    }
+    return this.#fetch(address, 2).getInt16(0, true);
+  }
+
+  setInt16(address: number, value: number): void {
+    this.setUint16(address, value);
+  }
+
+  getUint32(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn && (i & 3) === 0) {
+      return this.#u32[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 2]!;
+    }
+    return this.#fetch(address, 4).getUint32(0, true);
+  }
+
+  setUint32(address: number, value: number): void {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    const base = this.tlb[k + 1]!;
+    if (i === address && this.tlb[k] === vpn && (base & 1) === 1 && (i & 3) === 0) {
+      this.#u32[(base + (i & this.#pageMask)) >>> 2] = value;
+      return;
+    }
+    scratch.setUint32(0, value, true);
+    this.#transfer(address, 4, true);
+  }
+
+  getInt32(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn && (i & 3) === 0) {
+      return this.#i32[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 2]!;
+    }
+    return this.#fetch(address, 4).getInt32(0, true);
+  }
+
+  setInt32(address: number, value: number): void {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    const base = this.tlb[k + 1]!;
+    if (i === address && this.tlb[k] === vpn && (base & 1) === 1 && (i & 3) === 0) {
+      this.#i32[(base + (i & this.#pageMask)) >>> 2] = value;
+      return;
+    }
+    scratch.setInt32(0, value, true);
+    this.#transfer(address, 4, true);
+  }
+
+  getFloat32(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn && (i & 3) === 0) {
+      return this.#f32[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 2]!;
+    }
+    return this.#fetch(address, 4).getFloat32(0, true);
+  }
+
+  setFloat32(address: number, value: number): void {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    const base = this.tlb[k + 1]!;
+    if (i === address && this.tlb[k] === vpn && (base & 1) === 1 && (i & 3) === 0) {
+      this.#f32[(base + (i & this.#pageMask)) >>> 2] = value;
+      return;
+    }
+    scratch.setFloat32(0, value, true);
+    this.#transfer(address, 4, true);
+  }
+
+  getFloat64(address: number): number {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    if (i === address && this.tlb[k] === vpn && (i & 7) === 0) {
+      return this.#f64[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 3]!;
+    }
+    return this.#fetch(address, 8).getFloat64(0, true);
+  }
+
+  setFloat64(address: number, value: number): void {
+    const i = address | 0;
+    const vpn = i >> this.#shift;
+    const k = (vpn & this.tlbMask) << 1;
+    const base = this.tlb[k + 1]!;
+    if (i === address && this.tlb[k] === vpn && (base & 1) === 1 && (i & 7) === 0) {
+      this.#f64[(base + (i & this.#pageMask)) >>> 3] = value;
+      return;
+    }
+    scratch.setFloat64(0, value, true);
+    this.#transfer(address, 8, true);
+  }
+
+  getBigInt64(address: number): bigint {
+    return this.#fetch(address, 8).getBigInt64(0, true);
+  }
+
+  setBigInt64(address: number, value: bigint): void {
+    scratch.setBigInt64(0, value, true);
+    this.#transfer(address, 8, true);
+  }
+
+  getBigUint64(address: number): bigint {
+    return this.#fetch(address, 8).getBigUint64(0, true);
+  }
+
+  setBigUint64(address: number, value: bigint): void {
+    scratch.setBigUint64(0, value, true);
+    this.#transfer(address, 8, true);
+  }
+
+  /** The word that holds an aligned int32, for Atomics: in which view, at which index. A safepoint. */
+  atomicWord(address: number, write: boolean): { words: Int32Array; index: number } {
+    const vpn = this.#checkAddress(address);
+    if (address % 4 !== 0) throw new MmError("EINVAL", "atomics", "the address must be a multiple of 4");
+    const { frames, pageSize } = this.mm;
+    const pfn = this.locate(vpn, write);
+    const index = (frames.offsetOf(pfn) + (address - vpn * pageSize)) >>> 2;
+    const segment = frames.segmentOf(pfn);
+    return { words: segment === 0 ? this.#i32 : new Int32Array(frames.memories[segment]!.buffer), index };
+  }
+
+  // ---- bulk -----------------------------------------------------------------------------------------------------------------
+
+  /** Copies between a buffer and the space; bytes before a fault are copied. */
+  *copyOp(operation: string, address: number, bytes: Uint8Array, write: boolean): Op<void> {
+    const { frames, pageSize } = this.mm;
+    if (!(bytes instanceof Uint8Array)) throw new MmError("EINVAL", operation, "needs a Uint8Array");
+    for (let done = 0; done < bytes.length;) {
+      const at = address + done;
+      const vpn = this.#checkAddress(at);
+      const pfn = this.tryLocate(vpn, write);
+      if (pfn < 0) {
+        yield* faultOp(this, vpn, write);
+        continue;
+      }
+      const within = at - vpn * pageSize;
+      const wanted = Math.ceil((within + bytes.length - done) / pageSize);
+      const pages = this.#together(vpn, pfn, Math.min(wanted, SPAN_PAGES), write);
+      const n = Math.min(bytes.length - done, pages * pageSize - within);
+      const frame = frames.bytesOf(pfn, pages).subarray(within, within + n);
+      if (write) frame.set(bytes.subarray(done, done + n));
+      else bytes.set(frame, done);
+      done += n;
+    }
+  }
+
+  /** How many pages from `vpn` on lie together in memory and can be used at once. No safepoint. */
+  #together(vpn: number, pfn: number, limit: number, write: boolean): number {
+    const { frames } = this.mm;
+    let pages = 1;
+    while (pages < limit && frames.adjacent(pfn + pages - 1, this.peek(vpn + pages, write))) pages++;
+    return pages;
+  }
+
+  /** The next span of `[address, end)`, its frames in the view log. */
+  takeSpan(address: number, end: number, write: boolean): { span: Span; pages: number } {
+    const { frames, pageSize, views } = this.mm;
+    const vpn = this.#checkAddress(address);
+    const pfn = this.locate(vpn, write);
+    const within = address - vpn * pageSize;
+    const wanted = Math.ceil((within + end - address) / pageSize);
+    const pages = this.#together(vpn, pfn, Math.min(wanted, SPAN_PAGES), write);
+    for (let k = 0; k < pages; k++) views.add(pfn + k, write);
+    const length = Math.min(end - address, pages * pageSize - within);
+    const span = frames.bytesOf(pfn, pages).subarray(within, within + length) as Span;
+    span.memory = frames.memories[frames.segmentOf(pfn)]!;
+    return { span, pages };
+  }
+}

@@ -1,0 +1,374 @@
+/**
+ * Faults: making a page-table entry that permits an access. Linux: mm/memory.c, handle_mm_fault().
+ *
+ * tryFault() is the fast path, a plain function under mmapLock for reading; it says what it lacks. faultOp() gets that
+ * with no lock held (a page from its file, a free frame) and tries again.
+ *
+ *   access          entry      mapping              what happens                               event
+ *   read            none       anonymous            the zero page, read-only                   -
+ *   write           none       anonymous            a frame of zeros                           -
+ *   read            none       file                 the cache's frame, and its neighbours      -
+ *   write           none       file, shared         the cache's frame, writable, dirty         -
+ *   write           none       file, private        a copy of the cache's frame                -
+ *   write           read-only  file, shared         the entry becomes writable, frame dirty    -
+ *   write           read-only  private, exclusive   the entry becomes writable                 -
+ *   write           read-only  private              copy-on-write                              CLEAR, one page
+ *
+ * Lock order: mmapLock (read) > folio lock (tried only) > heap.
+ */
+import { BusError, MmError, SegvError } from "../errors.ts";
+import { PG_ANON, PG_DIRTY, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { endOpenRange, makeRange, MmuNotifierEvent, startRangeOp } from "../notifier/index.ts";
+import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
+import { LockRank, lockReadOp, tryLockRead, unlockRead } from "../sync/index.ts";
+import {
+  CT_COW,
+  CT_EVENTS,
+  CT_MINOR,
+  type Pte,
+  SP_FAULTQ,
+  SP_MMAP_LOCK,
+  VM_PROT,
+  VM_SHARED,
+  VM_WRITE,
+  type Vma,
+} from "./layout.ts";
+import { type FileCore, fileAt, getPageOp, tryGetPage } from "./pageCache.ts";
+import {
+  isBusy,
+  isValid,
+  makePte,
+  pfnOfPte,
+  PTE_ACCESSED,
+  PTE_EXCLUSIVE,
+  PTE_READ,
+  PTE_VALID,
+  PTE_WRITE,
+  PTE_WRITTEN,
+} from "./pte.ts";
+import { radixEnsure, radixRun } from "./radix.ts";
+import { allocFrameOp } from "./reclaim.ts";
+import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
+import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
+import { takeRangeOp } from "./zap.ts";
+
+/** What a fault came to, or lacks. */
+export const FAULT_DONE = 0;
+export const FAULT_MAPERR = 1; //   nothing is mapped there
+export const FAULT_ACCERR = 2; //   the mapping forbids the access
+export const FAULT_BUS = 3; //      the file ends before
+export const FAULT_BUSY = 4; //     the entry is being changed
+export const FAULT_FRAME = 5; //    no free frame
+export const FAULT_ARENA = 6; //    no room for page tables
+export const FAULT_PAGE = 7; //     the page is not in the cache; see `need`
+export const FAULT_LOCKED = 8; //   the page is locked; see `need`
+export const FAULT_COW = 9; //      needs copy-on-write, which waits
+export const FAULT_CONTENDED = 10; // mmapLock is taken
+
+/** Which page FAULT_PAGE and FAULT_LOCKED mean. Filled by the last tryFault() of this thread, read at once. */
+const need: { file: FileCore | undefined; index: number; pfn: number } = {
+  file: undefined,
+  index: 0,
+  pfn: 0,
+};
+
+const NEW_ANON: number = PTE_VALID | PTE_READ | PTE_WRITTEN | PTE_EXCLUSIVE;
+
+/** Tries to resolve a fault without waiting. */
+export function tryFault(space: SpaceCore, vpn: number, write: boolean): number {
+  const { agent } = space;
+  if (!tryLockRead(agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock)) return FAULT_CONTENDED;
+  const result = faultLocked(space, vpn, write);
+  unlockRead(agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock);
+  return result;
+}
+
+/** Preconditions: mmapLock held for reading. */
+function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
+  const { agent, mm } = space;
+  if (vpn < FIRST_VPN || vpn >= LAST_VPN) return FAULT_MAPERR;
+  const vma = findVma(space, vpn * mm.pageSize);
+  if (vma === 0) return FAULT_MAPERR;
+  const flags = vmaFlags(space, vma);
+  if ((flags & (write ? VM_WRITE : VM_PROT)) === 0) return FAULT_ACCERR;
+  const entry = radixEnsure(agent, mm.heap, space.pgd, vpn);
+  if (entry === 0) return FAULT_ARENA;
+  const pte = Atomics.load(agent.words, entry);
+  if (isBusy(pte)) return FAULT_BUSY;
+  mm.count(CT_MINOR);
+  if (isValid(pte))
+    return write ? faultWriteProtected(space, vma, vpn, entry, pte, flags) : setBits(space, entry, pte, 0);
+  const file = vmaFile(space, vma);
+  if (file === 0) return faultAnonymous(space, entry, write);
+  return faultFile(space, vma, vpn, entry, fileAt(mm, file), flags, write);
+}
+
+/** Adds bits to a valid entry. If it changed meanwhile the access simply faults again. */
+function setBits(space: SpaceCore, entry: Pte, pte: number, bits: number): number {
+  Atomics.compareExchange(space.agent.words, entry, pte, pte | PTE_READ | PTE_ACCESSED | bits);
+  return FAULT_DONE;
+}
+
+function faultWriteProtected(
+  space: SpaceCore,
+  vma: Vma,
+  vpn: number,
+  entry: Pte,
+  pte: number,
+  flags: number,
+): number {
+  const { mm, agent } = space;
+  const pfn = pfnOfPte(pte);
+  if ((flags & VM_SHARED) === 0)
+    return (pte & PTE_EXCLUSIVE) !== 0 ? setBits(space, entry, pte, PTE_WRITTEN) : FAULT_COW;
+  const file = fileAt(mm, vmaFile(space, vma));
+  // Under the folio lock: write-back clears the dirty bits under it, and ours must come before or after.
+  if (!mm.frames.tryLockFolio(pfn)) return locked(file, fileIndexOf(space, vma, vpn), pfn);
+  if (Atomics.load(agent.words, entry) === pte) {
+    mm.frames.setFlags(pfn, PG_DIRTY);
+    setBits(space, entry, pte, PTE_WRITTEN);
+  }
+  mm.frames.unlockFolio(pfn);
+  return FAULT_DONE;
+}
+
+function locked(file: FileCore, index: number, pfn: number): number {
+  need.file = file;
+  need.index = index;
+  need.pfn = pfn;
+  return FAULT_LOCKED;
+}
+
+function faultAnonymous(space: SpaceCore, entry: Pte, write: boolean): number {
+  const { mm, agent } = space;
+  const w = agent.words;
+  if (!write) {
+    Atomics.compareExchange(w, entry, 0, makePte(ZERO_PFN, PTE_VALID | PTE_READ | PTE_ACCESSED));
+    return FAULT_DONE;
+  }
+  const pfn = mm.frames.tryAlloc(true);
+  if (pfn === 0) return FAULT_FRAME;
+  installAnonymous(space, entry, pfn);
+  return FAULT_DONE;
+}
+
+/** Maps an own frame in an empty entry, or gives it back if somebody was faster. */
+function installAnonymous(space: SpaceCore, entry: Pte, pfn: number): void {
+  const { frames } = space.mm;
+  frames.setFlags(pfn, PG_ANON | PG_UPTODATE);
+  frames.addMapcount(pfn, 1);
+  if (Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, NEW_ANON)) !== 0) {
+    frames.addMapcount(pfn, -1);
+    frames.put(pfn);
+  }
+}
+
+function faultFile(
+  space: SpaceCore,
+  vma: Vma,
+  vpn: number,
+  entry: Pte,
+  file: FileCore,
+  flags: number,
+  write: boolean,
+): number {
+  const { frames } = space.mm;
+  const index = fileIndexOf(space, vma, vpn);
+  const page = tryGetPage(file, index);
+  if (page === 0) {
+    if (index >= file.pages) return FAULT_BUS;
+    need.file = file;
+    need.index = index;
+    return FAULT_PAGE;
+  }
+  if (write && (flags & VM_SHARED) === 0) {
+    const copy = frames.tryAlloc(false);
+    if (copy !== 0) {
+      frames.copyFrame(copy, page);
+      installAnonymous(space, entry, copy);
+    }
+    frames.put(page);
+    return copy === 0 ? FAULT_FRAME : FAULT_DONE;
+  }
+  if (!frames.tryLockFolio(page)) {
+    frames.put(page);
+    return locked(file, index, page);
+  }
+  mapLocked(space, entry, file, index, page, write ? PTE_WRITTEN : PTE_ACCESSED);
+  if (!write) faultAround(space, vma, vpn, entry, file, index);
+  return FAULT_DONE;
+}
+
+/** Maps a locked page of the cache with its reference; unlocks it. */
+function mapLocked(
+  space: SpaceCore,
+  entry: Pte,
+  file: FileCore,
+  index: number,
+  pfn: number,
+  bits: number,
+): void {
+  const { frames } = space.mm;
+  // It may have left the cache between our reference and our lock.
+  if (file.frameOf(index) !== pfn) {
+    frames.unlockFolio(pfn);
+    frames.put(pfn);
+    return;
+  }
+  if ((bits & PTE_WRITE) !== 0) frames.setFlags(pfn, PG_DIRTY);
+  frames.addMapcount(pfn, 1);
+  const mapped =
+    Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, PTE_VALID | PTE_READ | bits)) === 0;
+  if (!mapped) frames.addMapcount(pfn, -1);
+  frames.unlockFolio(pfn);
+  if (!mapped) frames.put(pfn);
+}
+
+/** Maps the neighbours that the cache has, as not accessed: they are guesses. Linux: do_fault_around(). */
+function faultAround(
+  space: SpaceCore,
+  vma: Vma,
+  vpn: number,
+  entry: Pte,
+  file: FileCore,
+  index: number,
+): void {
+  const { mm, agent } = space;
+  const { frames } = mm;
+  const around = mm.faultAroundPages;
+  if (around <= 1) return;
+  const window = Math.floor(vpn / around) * around;
+  const first = Math.max(window, vmaStart(space, vma) / mm.pageSize, vpn - (1024 - radixRun(vpn)));
+  const end = Math.min(window + around, vmaEnd(space, vma) / mm.pageSize, vpn + radixRun(vpn));
+  for (let neighbour = first; neighbour < end; neighbour++) {
+    const at = (entry + (neighbour - vpn)) as Pte;
+    if (Atomics.load(agent.words, at) !== 0) continue;
+    const page = tryGetPage(file, index + (neighbour - vpn));
+    if (page === 0) continue;
+    if (frames.tryLockFolio(page)) mapLocked(space, at, file, index + (neighbour - vpn), page, 0);
+    else frames.put(page);
+  }
+}
+
+// ---- the slow path -------------------------------------------------------------------------------------------------
+
+/**
+ * Makes an access possible, waiting for what it lacks; holds no lock while it waits for files and frames.
+ * Errors: SegvError, BusError, ENOMEM, ESRCH once the space exits.
+ */
+export function* faultOp(space: SpaceCore, vpn: number, write: boolean): Op<void> {
+  const { agent, mm } = space;
+  const lock = space.slot + SP_MMAP_LOCK;
+  const address = vpn * mm.pageSize;
+  let held = 0;
+  try {
+    for (;;) {
+      checkLive(space, "access");
+      yield* lockReadOp(agent, lock, LockRank.mmapLock, "mmapLock");
+      let result: number;
+      try {
+        result = faultLocked(space, vpn, write);
+        if (result === FAULT_COW) result = yield* copyOnWriteOp(space, vpn);
+      } finally {
+        unlockRead(agent, lock, LockRank.mmapLock);
+      }
+      if (held !== 0) {
+        mm.frames.put(held);
+        held = 0;
+      }
+      if (result === FAULT_DONE) return;
+      if (result === FAULT_MAPERR) throw new SegvError("access", address, "SEGV_MAPERR");
+      if (result === FAULT_ACCERR) throw new SegvError("access", address, "SEGV_ACCERR");
+      if (result === FAULT_BUS) throw new BusError("access", address, "the file ends before this page");
+      if (result === FAULT_ARENA) {
+        throw new MmError(
+          "ENOMEM",
+          "access",
+          "the arena has no room for page tables; create the memory with a larger arena",
+        );
+      }
+      if (result === FAULT_BUSY) yield* waitWhileBusyOp(space, vpn);
+      // Reserved by freeing it again: the next try takes it at once, or somebody was faster and we go round.
+      else if (result === FAULT_FRAME) mm.frames.put(yield* allocFrameOp(mm, false));
+      // The reference keeps the page from being reclaimed before we have mapped it.
+      else if (result === FAULT_PAGE) held = yield* getPageOp(need.file!, need.index, address);
+      else if (result === FAULT_LOCKED) yield* waitUnlockedOp(space, need.pfn);
+    }
+  } finally {
+    if (held !== 0) mm.frames.put(held);
+  }
+}
+
+export function checkLive(space: SpaceCore, operation: string): void {
+  space.agent.checkUsable(operation);
+  if (!space.live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
+}
+
+function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
+  const { agent, mm } = space;
+  const entry = radixEnsure(agent, mm.heap, space.pgd, vpn);
+  yield* waitOp(
+    space.slot + SP_FAULTQ,
+    () => !isBusy(Atomics.load(agent.words, entry)),
+    "a busy page-table entry",
+  );
+}
+
+function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
+  const { frames } = space.mm;
+  yield* waitOp(
+    frames.queueOf(pfn),
+    () => !frames.isLocked(pfn),
+    `the lock of frame ${pfn}`,
+    () => frames.folioOwner(pfn),
+  );
+}
+
+/**
+ * Gives a page of its own to a private mapping. Linux: wp_page_copy(). The copy is made after everybody has given up
+ * the old translation: no agent sees the two frames in an order that no memory could show.
+ * Preconditions: mmapLock held for reading.
+ */
+function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
+  const { agent, mm } = space;
+  const { frames } = mm;
+  const fresh = frames.tryAlloc(false);
+  if (fresh === 0) return FAULT_FRAME;
+  const c = space.notifiers.context;
+  const blockable = agent.current?.mode !== "try";
+  const range = makeRange(
+    c.space,
+    vpn * mm.pageSize,
+    (vpn + 1) * mm.pageSize,
+    MmuNotifierEvent.Clear,
+    blockable,
+  );
+  let used = false;
+  try {
+    yield* startRangeOp(c, range);
+    mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+    try {
+      const readOnly = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
+      const taken = yield* takeRangeOp(space, vpn, vpn + 1, readOnly);
+      if (taken.entries.length === 0) return FAULT_DONE; // somebody else did it: the access tries again
+      const old = pfnOfPte(taken.olds[0]!);
+      if (old === ZERO_PFN) frames.zeroFrame(fresh);
+      else frames.copyFrame(fresh, old);
+      frames.setFlags(fresh, PG_ANON | PG_UPTODATE);
+      frames.addMapcount(fresh, 1);
+      used = true;
+      Atomics.store(agent.words, taken.entries[0]!, makePte(fresh, NEW_ANON));
+      wakeQueue(agent.words, space.slot + SP_FAULTQ);
+      if (old !== ZERO_PFN) {
+        frames.addMapcount(old, -1);
+        frames.put(old);
+      }
+      mm.count(CT_COW);
+      return FAULT_DONE;
+    } finally {
+      endOpenRange(c, range);
+    }
+  } finally {
+    if (!used) frames.put(fresh);
+  }
+}

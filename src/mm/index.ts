@@ -1,0 +1,27 @@
+/** mm/: the primary MMU. Address spaces, faults, page cache, reclaim, each agent's TLB. Linux: mm/. */
+export type { Span } from "./access.ts";
+export { type Backing, memoryBacking, registerBacking } from "./backing.ts";
+export { MappedFile } from "./files.ts";
+export type { Advice, Prot } from "./mappings.ts";
+export {
+  attach,
+  createMemory,
+  type MemoryOptions,
+  type MemoryStats,
+  type OpenOptions,
+  PhysicalMemory,
+  type WaitResult,
+  type WorkerLike,
+} from "./memory.ts";
+export {
+  AddressSpace,
+  type MmapOptions,
+  type PagemapEntry,
+  type SpaceAtomics,
+  type SpaceOperations,
+  type Vma,
+} from "./space.ts";
+// For the rows above.
+export { faultOp } from "./fault.ts";
+export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
+export { radixFind } from "./radix.ts";

@@ -1,0 +1,105 @@
+/**
+ * Records of the mm row: spaces, vmas, files, and the row's header.
+ *
+ * Access key: A any agent, Atomics only · C constant while allocated · M under the space's mmapLock for writing,
+ * read under it or by sequence count · F under the file's lock · O written by the owning agent only.
+ */
+import { IT_WORDS } from "../memory/index.ts";
+import { QUEUE_WORDS } from "../sched/index.ts";
+import { rwSemWords } from "../sync/index.ts";
+import type { Slot } from "../units.ts";
+
+// Header of the row; found by MEM_MM.
+export const MM_LOCK = 0; //     A  spinlock over the lists of spaces and files
+export const MM_SPACES = 1; //   A (stored under MM_LOCK)  newest space
+export const MM_FILES = 2; //    A (stored under MM_LOCK)  newest file
+export const MM_IDS = 3; //      A  source of space and file ids
+export const MM_OWNERS = 4; //   A  source of owner ids
+export const MM_CLOSED = 5; //   A  1: close() has begun
+export const MM_VIEWS = 16; //   O  per agent: newest block of its view log
+export const MM_COUNTERS: number = MM_VIEWS + 64; // O  per agent: COUNTER_WORDS counters
+export const COUNTER_WORDS = 32;
+export const mmWords = (maxAgents: number): number => MM_COUNTERS + maxAgents * COUNTER_WORDS;
+
+// Counters of an agent.
+export const CT_MINOR = 0;
+export const CT_MAJOR = 1;
+export const CT_COW = 2;
+export const CT_EVICTIONS = 3;
+export const CT_WRITEBACKS = 4;
+export const CT_FLUSHES = 5;
+export const CT_EVENTS = 8; // eight: one per MmuNotifierEvent
+export const EVENT_COUNT = 8;
+
+// Space. Linux: mm_struct.
+export const SP_ID = 0; //        C
+export const SP_STATE = 1; //     A  SPACE_*
+export const SP_NEXT = 2; //      A (stored under MM_LOCK)
+export const SP_PGD = 3; //       C  root of the page table
+export const SP_SUBS = 4; //      C
+export const SP_VMAS = 5; //      M  root of the tree of vmas, keyed by address
+export const SP_VMA_SEQ = 6; //   A (stored under M)  sequence count over the tree
+export const SP_USERS = 7; //     A  reclaimers that look at it; the record stays while there are any
+export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled, SP_USERS fell
+export const SP_MMAP_LOCK: number = SP_FAULTQ + QUEUE_WORDS + 2;
+/** Each agent's TLB of this space, 0 = none. */
+export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
+  space + SP_MMAP_LOCK + rwSemWords(maxAgents) + slot; // A (stored by the owner)
+export const spaceWords = (maxAgents: number): number => SP_MMAP_LOCK + rwSemWords(maxAgents) + maxAgents;
+
+// LIVE -> EXITING exit() by compare-exchange; EXITING -> FREE its end.
+export const SPACE_FREE = 0;
+export const SPACE_LIVE = 1;
+export const SPACE_EXITING = 2;
+
+// Vma. Linux: vm_area_struct. The node in the space's tree comes first.
+export const VMA_FILE_NODE: number = IT_WORDS; //        F  node in the file's tree, keyed by file offset
+export const VMA_SPACE: number = 2 * IT_WORDS; //        C
+export const VMA_FILE: number = 2 * IT_WORDS + 1; //     C  0 = anonymous
+export const VMA_FLAGS: number = 2 * IT_WORDS + 2; //    M  VM_*
+export const VMA_PGOFF: number = 2 * IT_WORDS + 3; //    M  page of the file at its start
+export const VMA_WORDS: number = 2 * IT_WORDS + 4;
+
+export const VM_READ = 0x1;
+export const VM_WRITE = 0x2;
+export const VM_EXEC = 0x4;
+export const VM_PROT = 0x7;
+export const VM_SHARED = 0x8;
+
+// File: the page cache object of a backing. Linux: inode + address_space.
+export const FL_ID = 0; //       C
+export const FL_STATE = 1; //    A  FILE_*
+export const FL_NEXT = 2; //     A (stored under MM_LOCK)
+export const FL_ROOT = 3; //     C  radix tree: page index -> frame + 1
+export const FL_SIZE = 4; //     A double, stored by whoever opens the file
+export const FL_VMAS = 6; //     F  root of the tree of vmas, keyed by file offset
+export const FL_LOCK = 7; //     A  spinlock
+export const FL_KIND = 8; //     C  BACKING_*
+export const FL_OPENER = 9; //   C  owner id of the agent that opened it
+export const FL_DESCRIPTOR = 10; // C  block with the descriptor as UTF-8 JSON
+export const FL_DESCRIPTOR_BYTES = 11; // C
+export const FL_WRITABLE = 12; // C  1: write-back is possible
+export const FL_ERROR = 13; //   A  1: a write-back failed since the last report
+export const FL_PAGES = 14; //   A  frames in the cache
+export const FL_USERS = 15; //   A  vmas and open handles
+export const FL_WORDS = 16;
+
+export const FILE_FREE = 0;
+export const FILE_LIVE = 1;
+
+/** Bytes live in frames and nowhere else; they are never reclaimed. */
+export const BACKING_MEMORY = 1;
+/** Every agent opens its own from the descriptor. */
+export const BACKING_DESCRIPTOR = 2;
+/** The opener serves the others. */
+export const BACKING_SERVED = 3;
+
+// Kinds of message of this row.
+export const MESSAGE_READ = 16; //  ARG0 file, ARG1 first frame, ARG2 frames, ARG3 page index
+export const MESSAGE_WRITE = 17; // the same
+
+export type Space = Slot<"space">;
+export type Vma = Slot<"vma">;
+export type File = Slot<"file">;
+/** Word index of a page-table entry, or of an entry of a file's radix tree. */
+export type Pte = Slot<"pte">;

@@ -1,0 +1,566 @@
+/** PhysicalMemory: frames and arena, one per application, and an agent's membership in it. */
+import { MmError } from "../errors.ts";
+import {
+  allocWords,
+  createArena,
+  heapUsedWords,
+  MEM_PEAK,
+  type MemoryHandle,
+  MIN_FRAMES,
+  PG_ANON,
+  PG_DIRTY,
+} from "../memory/index.ts";
+import { MmuNotifierEvent, type NotifierHost, type OwnerId, type SpaceId } from "../notifier/index.ts";
+import {
+  type Agent,
+  attachAgent,
+  host,
+  type Immediate,
+  loopOf,
+  type Op,
+  reap,
+  runAsync,
+  runReadyTasks,
+  slotsOfThread,
+  start,
+  syncFacet,
+  tryFacet,
+} from "../sched/index.ts";
+import { reapRwSem } from "../sync/index.ts";
+import { parseBytes } from "../units.ts";
+import type { Backing } from "./backing.ts";
+import { checkMemory } from "./check.ts";
+import { MappedFile, openBacking, transferFileOp } from "./files.ts";
+import {
+  BACKING_SERVED,
+  CT_COW,
+  CT_EVENTS,
+  CT_EVICTIONS,
+  CT_MAJOR,
+  CT_MINOR,
+  CT_WRITEBACKS,
+  type File,
+  FL_ID,
+  FL_KIND,
+  FL_STATE,
+  FL_USERS,
+  FL_WRITABLE,
+  FILE_LIVE,
+  MM_OWNERS,
+  SP_ID,
+  SP_MMAP_LOCK,
+  SP_STATE,
+  SPACE_LIVE,
+  spTlbAt,
+} from "./layout.ts";
+import { Mm } from "./mm.ts";
+import { fileAt, serveFiles, syncFileOp } from "./pageCache.ts";
+import { PFN_LIMIT } from "./pte.ts";
+import { reclaimOp } from "./reclaim.ts";
+import { AddressSpace, createSpaceRecord } from "./space.ts";
+import { tlbWords } from "./spaceCore.ts";
+import { Views } from "./views.ts";
+
+export interface MemoryOptions {
+  /** Bytes, or "256 MiB": frames never exceed it. */
+  readonly budget: number | string;
+  /** Bytes; default 4096. */
+  readonly pageSize?: 4096 | 16384 | 65536;
+  /** Bytes of page tables and records; default: an eighth of the budget, at least 32 MiB. Committed as it is used. */
+  readonly arena?: number | string;
+  /** May this agent block? Default: true in workers, false on every main thread. */
+  readonly mayBlock?: boolean;
+  /** Bytes of neighbours that a file fault maps along; default 65536, which is what one read brings in. */
+  readonly faultAround?: number;
+  /** Default 64, the most a memory can have. */
+  readonly maxAgents?: number;
+  /** Lock-order checks, poisoned free frames, invariant checks: slower, for tests. */
+  readonly debug?: boolean;
+}
+
+export interface MemoryStats {
+  readonly pageSize: number;
+  /** Numbers of frames. `file`, `anon`, `dirty` are counted by a walk over the frame table. */
+  readonly frames: {
+    readonly total: number;
+    readonly free: number;
+    readonly used: number;
+    readonly peak: number;
+    readonly file: number;
+    readonly anon: number;
+    readonly dirty: number;
+    readonly pinned: number;
+  };
+  /** Bytes of records and page tables in use. */
+  readonly arenaBytes: number;
+  readonly faults: { readonly minor: number; readonly major: number; readonly cow: number };
+  readonly evictions: number;
+  readonly writebacks: number;
+  /** Invalidations raised, by event: UNMAP, CLEAR, … */
+  readonly events: Readonly<Record<string, number>>;
+  readonly agents: readonly {
+    readonly slot: number;
+    readonly minor: number;
+    readonly major: number;
+    readonly cow: number;
+  }[];
+}
+
+/** Linux's names of the events, by number. */
+const EVENT_NAMES: readonly string[] = Object.keys(MmuNotifierEvent).map((name) =>
+  name.replace(/(?<!^)([A-Z])/g, "_$1").toUpperCase(),
+);
+
+interface MemoryOperations {
+  createSpace(): Op<AddressSpace>;
+  openFile(backing: Backing, options?: OpenOptions): Op<MappedFile>;
+  reclaim(bytes: number): Op<number>;
+}
+
+interface FileOperations {
+  read(file: MappedFile, offset: number, into: Uint8Array): Op<number>;
+  write(file: MappedFile, offset: number, from: Uint8Array): Op<number>;
+  sync(file: MappedFile): Op<void>;
+}
+
+export interface OpenOptions {
+  readonly name?: string;
+  readonly writable?: boolean;
+}
+
+export type WaitResult = "ok" | "not-equal" | "timed-out";
+
+/** Sleeping on a word outside the arena, which rings cannot reach: how long at most without serving others. */
+const FOREIGN_SLICE_MS = 5;
+const WAIT_SLICE_MS = 100;
+
+/** Something with the events of a worker_threads Worker. */
+export interface WorkerLike {
+  readonly threadId?: number;
+  once?(event: "exit", listener: () => void): unknown;
+}
+
+export class PhysicalMemory implements NotifierHost, AsyncDisposable {
+  /** For attach() in another agent; structured-clonable. */
+  readonly handle: MemoryHandle;
+  /** Bytes. */
+  readonly pageSize: number;
+  /** The same operations, blocking where this agent may block, and never waiting. */
+  readonly sync: Immediate<MemoryOperations & FileOperations> & {
+    wait(words: Int32Array, index: number, value: number, timeoutMs?: number): WaitResult;
+  };
+  readonly try: Immediate<MemoryOperations & FileOperations>;
+  /** @internal */
+  readonly mm: Mm;
+  /** @internal */
+  readonly agent: Agent;
+  readonly #ops: MemoryOperations;
+  readonly #files = new Map<number, MappedFile>();
+
+  /** @internal */
+  constructor(agent: Agent, handle: MemoryHandle) {
+    this.agent = agent;
+    this.handle = handle;
+    this.mm = new Mm(agent, handle, (mm, slot) => new AddressSpace(mm, slot));
+    this.pageSize = this.mm.pageSize;
+    this.#ops = {
+      createSpace: () => this.#createSpaceOp(),
+      openFile: (backing, options) => this.#openFileOp(backing, options),
+      reclaim: (bytes) => this.#reclaimOp(bytes),
+    };
+    const operations: MemoryOperations & FileOperations = {
+      ...this.#ops,
+      read: (file, offset, into) => transferFileOp(file.core, "read", offset, into),
+      write: (file, offset, from) => transferFileOp(file.core, "write", offset, from),
+      sync: (file) => file.syncOp(),
+    };
+    this.sync = { ...syncFacet(agent, operations), wait: (...args) => this.#waitSync(...args) };
+    this.try = tryFacet(agent, operations);
+    const { mm } = this;
+    agent.setFlushHandler((slot, from, to) => {
+      if (slot === 0) for (const space of mm.spaces.values()) space.flushOwn(0, 0);
+      else mm.spaces.get(slot as never)?.flushOwn(from, to);
+    });
+    agent.turnEnd.push(() => {
+      for (const space of mm.activeSpaces) space.deactivate();
+      mm.activeSpaces.length = 0;
+    });
+    agent.viewsEnd.push(() => mm.views.dropAll());
+    agent.reapers.push((slot, ownerId) => this.#reap(slot, ownerId));
+    serveFiles(mm, (op, settled) =>
+      start(agent, op, (outcome) => settled("error" in outcome ? outcome.error : undefined)),
+    );
+  }
+
+  /** Errors with no caller: throwing callbacks in reclaim, soft lockups, deaths. */
+  get onError(): ((error: MmError) => void) | undefined {
+    return this.agent.onError;
+  }
+
+  set onError(handler: ((error: MmError) => void) | undefined) {
+    this.agent.onError = handler;
+  }
+
+  // ---- spaces and files ----------------------------------------------------------------------------------------------
+
+  /** Makes an empty address space. Errors: ENOMEM if the arena is full. */
+  createSpace(): Promise<AddressSpace> {
+    return runAsync(this.agent, this.#ops.createSpace());
+  }
+
+  // eslint-disable-next-line require-yield
+  *#createSpaceOp(): Op<AddressSpace> {
+    this.agent.checkUsable("createSpace");
+    return this.mm.spaceAt(createSpaceRecord(this.mm)) as AddressSpace;
+  }
+
+  /** The space with this id, also one that another agent made; the same object each time. Errors: ESRCH. */
+  space(id: SpaceId): AddressSpace {
+    this.agent.checkUsable("space");
+    const w = this.agent.words;
+    const slot = this.mm
+      .allSpaces()
+      .find((s) => Atomics.load(w, s + SP_ID) === id && Atomics.load(w, s + SP_STATE) === SPACE_LIVE);
+    if (slot === undefined) throw new MmError("ESRCH", "space", `no space with id ${id}`);
+    return this.mm.spaceAt(slot) as AddressSpace;
+  }
+
+  /**
+   * Makes the page cache object of a backing. Without `backing.descriptor` this agent serves the others from its event
+   * loop. `writable`: shared mappings may be written, and dirty pages are written back. Errors: EINVAL, ENOMEM, EOVERFLOW.
+   */
+  openFile(backing: Backing, options?: OpenOptions): Promise<MappedFile> {
+    return runAsync(this.agent, this.#ops.openFile(backing, options));
+  }
+
+  // eslint-disable-next-line require-yield
+  *#openFileOp(backing: Backing, options: OpenOptions = {}): Op<MappedFile> {
+    this.agent.checkUsable("openFile");
+    if (typeof backing?.size !== "number")
+      throw new MmError("EINVAL", "openFile", "needs a backing with a size in bytes");
+    const writable = options.writable ?? false;
+    const canWrite = backing.write !== undefined || backing.writeSync !== undefined;
+    const slot = openBacking(this.mm, backing, writable || backing.descriptor?.kind === "memory");
+    if (writable && !canWrite && backing.descriptor?.kind !== "memory") {
+      Atomics.store(this.agent.words, slot + FL_WRITABLE, 0);
+    }
+    const core = fileAt(this.mm, slot);
+    const file = new MappedFile(core, options.name ?? `file ${core.id}`, (kind) => {
+      this.#files.delete(core.id);
+      if (kind === BACKING_SERVED) loopOf(this.agent).unlisten(true);
+    });
+    this.#files.set(core.id, file);
+    if (core.kind === BACKING_SERVED) loopOf(this.agent).listen();
+    return file;
+  }
+
+  /** The file with this id, also one that another agent opened. Errors: ESRCH. */
+  file(id: number): MappedFile {
+    const known = this.#files.get(id);
+    if (known) return known;
+    const w = this.agent.words;
+    const slot = this.mm
+      .allFiles()
+      .find((f) => Atomics.load(w, f + FL_ID) === id && Atomics.load(w, f + FL_STATE) === FILE_LIVE);
+    if (slot === undefined) throw new MmError("ESRCH", "file", `no file with id ${id}`);
+    Atomics.add(w, slot + FL_USERS, 1);
+    const core = fileAt(this.mm, slot);
+    const file = new MappedFile(core, core.name || `file ${id}`, () => this.#files.delete(id));
+    this.#files.set(id, file);
+    return file;
+  }
+
+  // ---- this agent ------------------------------------------------------------------------------------------------------
+
+  /** A safepoint in a long synchronous loop: answers others, runs callbacks asked of this agent, ends the turn for views. */
+  poll(): void {
+    this.agent.checkNotInCallback("poll");
+    this.agent.poll();
+    runReadyTasks(this.agent);
+  }
+
+  /**
+   * Waits until `words[index]` is no longer `value` and somebody notifies, instead of a bare Atomics.wait: others need
+   * not wait for this agent meanwhile. Errors: EINVAL unless the words are shared.
+   */
+  async wait(
+    words: Int32Array,
+    index: number,
+    value: number,
+    timeoutMs: number = Number.POSITIVE_INFINITY,
+  ): Promise<WaitResult> {
+    this.#checkWords(words, index);
+    this.agent.leave();
+    const loop = loopOf(this.agent);
+    const result = Atomics.waitAsync(words, index, value, timeoutMs);
+    if (!result.async) return result.value;
+    loop.retain();
+    try {
+      return await result.value;
+    } finally {
+      loop.release();
+    }
+  }
+
+  #waitSync(
+    words: Int32Array,
+    index: number,
+    value: number,
+    timeoutMs = Number.POSITIVE_INFINITY,
+  ): WaitResult {
+    this.#checkWords(words, index);
+    this.agent.checkNotInCallback("wait");
+    if (!this.agent.mayBlock) {
+      if (Atomics.load(words, index) !== value) return "not-equal";
+      throw new MmError("EAGAIN", "wait", "this agent may not block; use the Promise form");
+    }
+    const inArena = words.buffer === this.agent.words.buffer ? (words.byteOffset >> 2) + index : 0;
+    const slice = inArena === 0 ? FOREIGN_SLICE_MS : WAIT_SLICE_MS;
+    const until = performance.now() + timeoutMs;
+    for (;;) {
+      this.agent.checkUsable("wait");
+      if (Atomics.load(words, index) !== value) return "not-equal";
+      const left = until - performance.now();
+      if (left <= 0) return "timed-out";
+      const outcome = this.agent.parkOn(words, index, value, inArena, Math.min(left, slice));
+      runReadyTasks(this.agent);
+      // A ring looks like a notify; the word says which it was, as far as it changed.
+      if (outcome === "ok" && Atomics.load(words, index) !== value) return "ok";
+    }
+  }
+
+  #checkWords(words: Int32Array, index: number): void {
+    if (!(words instanceof Int32Array) || !(words.buffer instanceof SharedArrayBuffer) || !(index in words)) {
+      throw new MmError("EINVAL", "wait", "needs an Int32Array over shared memory and an index in it");
+    }
+  }
+
+  /** Words of zeros that every agent can reach: `memory.allocShared` of one agent is shared by its byteOffset. Errors: ENOMEM. */
+  allocShared(bytes: number): Int32Array {
+    if (!Number.isInteger(bytes) || bytes <= 0)
+      throw new MmError("EINVAL", "allocShared", "bytes must be a whole number above 0");
+    const words = Math.ceil(bytes / 4);
+    const at = allocWords(this.agent, this.mm.heap, words);
+    if (at === 0)
+      throw new MmError("ENOMEM", "allocShared", "the arena is full; create the memory with a larger arena");
+    return this.agent.words.subarray(at, at + words);
+  }
+
+  /** Reclaims file pages; returns the bytes actually freed. May wait. */
+  reclaim(bytes: number): Promise<number> {
+    return runAsync(this.agent, this.#ops.reclaim(bytes));
+  }
+
+  *#reclaimOp(bytes: number): Op<number> {
+    this.agent.checkUsable("reclaim");
+    if (!(bytes > 0)) throw new MmError("EINVAL", "reclaim", "bytes must be above 0");
+    return (yield* reclaimOp(this.mm, Math.ceil(bytes / this.pageSize))) * this.pageSize;
+  }
+
+  /** A name for a driver, for Migrate and Exclusive events. */
+  newOwnerId(): OwnerId {
+    return Atomics.add(this.agent.words, this.mm.header + MM_OWNERS, 1) + 1;
+  }
+
+  /** The bytes of `pages` frames from `pfn` on: for secondary MMUs that hold frame numbers from rangeFault(). */
+  frame(pfn: number, pages = 1): Uint8Array {
+    return this.mm.frames.bytesOf(pfn, pages);
+  }
+
+  // ---- looking -----------------------------------------------------------------------------------------------------------
+
+  stats(): MemoryStats {
+    const { mm } = this;
+    const { frames } = mm;
+    let file = 0;
+    let anon = 0;
+    let dirty = 0;
+    for (let pfn = 1; pfn < frames.count; pfn++) {
+      if (frames.refcount(pfn) === 0) continue;
+      const flags = frames.flags(pfn);
+      if ((flags & PG_ANON) !== 0) anon++;
+      else if (frames.mapping(pfn) !== 0) file++;
+      if ((flags & PG_DIRTY) !== 0) dirty++;
+    }
+    let pinned = 0;
+    for (let slot = 0; slot < mm.maxAgents; slot++) pinned += new Views(mm, slot).count;
+    const free = frames.free;
+    const agents = [];
+    for (let slot = 0; slot < this.agent.top(); slot++) {
+      if (!this.agent.isLive(slot)) continue;
+      agents.push({
+        slot,
+        minor: mm.countedBy(slot, CT_MINOR),
+        major: mm.countedBy(slot, CT_MAJOR),
+        cow: mm.countedBy(slot, CT_COW),
+      });
+    }
+    return {
+      pageSize: this.pageSize,
+      frames: {
+        total: frames.count,
+        free,
+        used: frames.count - free,
+        peak: Atomics.load(this.agent.words, frames.header + MEM_PEAK),
+        file,
+        anon,
+        dirty,
+        pinned,
+      },
+      arenaBytes: heapUsedWords(this.agent, mm.heap) * 4,
+      faults: { minor: mm.counted(CT_MINOR), major: mm.counted(CT_MAJOR), cow: mm.counted(CT_COW) },
+      evictions: mm.counted(CT_EVICTIONS),
+      writebacks: mm.counted(CT_WRITEBACKS),
+      events: Object.fromEntries(EVENT_NAMES.map((name, event) => [name, mm.counted(CT_EVENTS + event)])),
+      agents,
+    };
+  }
+
+  /** Verifies every invariant; the first thing wrong, or undefined. While no operation runs in any agent. */
+  check(): string | undefined {
+    return checkMemory(this.mm);
+  }
+
+  // ---- death and the end -------------------------------------------------------------------------------------------------
+
+  /** Notices when this worker dies, whatever it was doing, and gives back what it held. Call it for every worker that attaches. */
+  adopt(worker: WorkerLike): void {
+    const thread = worker.threadId;
+    if (thread === undefined || typeof worker.once !== "function") {
+      throw new MmError("ENOTSUP", "adopt", "needs a worker of node:worker_threads");
+    }
+    worker.once("exit", () => {
+      for (const slot of slotsOfThread(this.agent, thread)) reap(this.agent, slot);
+    });
+  }
+
+  #reap(slot: number, ownerId: number): string | undefined {
+    const { mm, agent } = this;
+    new Views(mm, slot).dropAll();
+    let held: string | undefined;
+    for (const record of mm.allSpaces()) {
+      if (reapRwSem(agent, record + SP_MMAP_LOCK, slot, ownerId)) held = "a space's mmapLock";
+      held = mm.spaceAt(record).notifiers.reap(slot, ownerId) ?? held;
+      const table = Atomics.exchange(agent.words, spTlbAt(record, mm.maxAgents, slot), 0);
+      if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
+    }
+    const locked = mm.frames.findLockedBy(slot);
+    return locked < 0 ? held : `the lock of frame ${locked}`;
+  }
+
+  /** Leaves the memory: this agent's slot is free again, everything else goes on. Errors: EBUSY while something is pending. */
+  detach(): void {
+    if (this.agent.detached) return;
+    if (this.agent.tasks.size > 0)
+      throw new MmError("EBUSY", "detach", "operations of this agent are pending");
+    this.agent.leave();
+    for (const space of this.mm.spaces.values()) space.freeTlb();
+    for (const backing of this.mm.backings.values()) backing.close?.();
+    this.mm.backings.clear();
+    this.agent.detach();
+  }
+
+  /** Writes dirty shared file pages back, ends every space, and leaves. Errors: EIO if a write-back failed, after all else is done. */
+  async close(): Promise<void> {
+    const { mm, agent } = this;
+    if (agent.detached) return;
+    let failure: unknown;
+    for (const slot of mm.allFiles()) {
+      if (Atomics.load(agent.words, slot + FL_STATE) !== FILE_LIVE) continue;
+      const file = fileAt(mm, slot);
+      if (!file.writable || Atomics.load(agent.words, slot + FL_KIND) === 0) continue;
+      try {
+        await runAsync(agent, syncFileOp(file, 0, file.pages));
+      } catch (error) {
+        failure ??= error;
+      }
+    }
+    for (const slot of mm.allSpaces()) await (mm.spaceAt(slot) as AddressSpace).exit();
+    for (const file of [...this.#files.values()]) {
+      try {
+        await file.close();
+      } catch (error) {
+        failure ??= error;
+      }
+    }
+    this.detach();
+    if (failure !== undefined) throw failure as Error;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+const PAGE_SIZES: readonly number[] = [4096, 16384, 65536];
+
+function bytesOption(value: number | string, name: string): number {
+  const bytes = parseBytes(value);
+  if (!Number.isFinite(bytes) || bytes <= 0) {
+    throw new MmError(
+      "EINVAL",
+      "createMemory",
+      `${name} must be bytes or a size such as "256 MiB", not ${String(value)}`,
+    );
+  }
+  return bytes;
+}
+
+/**
+ * Makes a memory of `budget` bytes and attaches this agent to it.
+ * Errors: EINVAL, ENOMEM if the platform does not give that much, ENOTSUP without cross-origin isolation.
+ */
+export async function createMemory(options: MemoryOptions): Promise<PhysicalMemory> {
+  if (typeof SharedArrayBuffer === "undefined") {
+    throw new MmError(
+      "ENOTSUP",
+      "createMemory",
+      "shared memory is not available; serve the page with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp",
+    );
+  }
+  const pageSize = options.pageSize ?? 4096;
+  if (!PAGE_SIZES.includes(pageSize)) {
+    throw new MmError("EINVAL", "createMemory", `pageSize must be one of ${PAGE_SIZES.join(", ")}`);
+  }
+  const budgetBytes = bytesOption(options.budget, "budget");
+  const least = MIN_FRAMES * pageSize;
+  if (budgetBytes < least) {
+    throw new MmError(
+      "EINVAL",
+      "createMemory",
+      `budget must be at least ${least / 1024} KiB with pages of ${pageSize} bytes`,
+    );
+  }
+  if (budgetBytes / pageSize > PFN_LIMIT) {
+    throw new MmError(
+      "ENOMEM",
+      "createMemory",
+      `budget must be at most ${(PFN_LIMIT * pageSize) / 1024 ** 3} GiB with this page size`,
+    );
+  }
+  const handle = createArena({
+    budgetBytes: Math.floor(budgetBytes / pageSize) * pageSize,
+    pageSize,
+    arenaBytes: options.arena === undefined ? undefined : bytesOption(options.arena, "arena"),
+    faultAroundBytes: options.faultAround ?? 65536,
+    maxAgents: options.maxAgents ?? 64,
+    debug: options.debug ?? false,
+  });
+  return attach(handle, options.mayBlock === undefined ? {} : { mayBlock: options.mayBlock });
+}
+
+/** Attaches this agent to a memory that another made. Errors: EAGAIN if all agent slots are taken, EINVAL for a foreign handle. */
+export async function attach(
+  handle: MemoryHandle,
+  options: { mayBlock?: boolean } = {},
+): Promise<PhysicalMemory> {
+  if (handle?.kind !== "bifolio")
+    throw new MmError("EINVAL", "attach", "needs the handle of a PhysicalMemory");
+  const { tid, thread, isMainThread } = host();
+  const agent = attachAgent(handle.memories[0]!.buffer, {
+    mayBlock: options.mayBlock ?? !isMainThread,
+    tid,
+    thread,
+  });
+  return new PhysicalMemory(agent, handle);
+}

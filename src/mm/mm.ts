@@ -1,0 +1,192 @@
+/**
+ * One agent's way to the mm row: constants of the memory, its counters, the spaces and files it has looked at.
+ * Also the lists of all spaces and files, for the reaper, the checks and close().
+ */
+import { MmError } from "../errors.ts";
+import {
+  allocWords,
+  Frames,
+  freeWords,
+  heapOf,
+  MEM_FAULT_AROUND,
+  MEM_MM,
+  MEM_TLB_ENTRIES,
+  type MemoryHandle,
+  instantiateKernels,
+} from "../memory/index.ts";
+import { type Agent, HDR_MAX_AGENTS, HDR_ROOT } from "../sched/index.ts";
+import { lockSpin, unlockSpin } from "../sync/index.ts";
+import type { Backing } from "./backing.ts";
+import {
+  COUNTER_WORDS,
+  type File,
+  FL_NEXT,
+  MM_COUNTERS,
+  MM_FILES,
+  MM_IDS,
+  MM_LOCK,
+  MM_SPACES,
+  mmWords,
+  SP_ID,
+  SP_NEXT,
+  type Space,
+} from "./layout.ts";
+import type { FileCore } from "./pageCache.ts";
+import type { SpaceCore } from "./spaceCore.ts";
+import { Views } from "./views.ts";
+
+export class Mm {
+  readonly agent: Agent;
+  readonly frames: Frames;
+  /** Word of the row's header. */
+  readonly header: number;
+  readonly heap: number;
+  readonly maxAgents: number;
+  readonly pageShift: number;
+  readonly pageSize: number;
+  readonly faultAroundPages: number;
+  readonly tlbEntries: number;
+  /** Spaces and files this agent has used, by record. */
+  readonly spaces: Map<Space, SpaceCore> = new Map();
+  readonly files: Map<File, FileCore> = new Map();
+  /** Spaces whose TLB this agent may hit in the turn that is going on. */
+  readonly activeSpaces: SpaceCore[] = [];
+  readonly views: Views;
+  /** Backings that this agent opened, by record of the file. */
+  readonly backings: Map<File, Backing> = new Map();
+  readonly #counters: number;
+  readonly #makeSpace: (mm: Mm, slot: Space) => SpaceCore;
+
+  constructor(agent: Agent, handle: MemoryHandle, makeSpace: (mm: Mm, slot: Space) => SpaceCore) {
+    this.#makeSpace = makeSpace;
+    const w = agent.words;
+    const root = Atomics.load(w, HDR_ROOT);
+    this.agent = agent;
+    this.heap = heapOf(w);
+    this.maxAgents = Atomics.load(w, HDR_MAX_AGENTS);
+    this.frames = new Frames(
+      agent,
+      root,
+      handle.memories,
+      instantiateKernels(handle.module, handle.memories[0]!),
+    );
+    this.pageShift = this.frames.pageShift;
+    this.pageSize = this.frames.pageSize;
+    this.faultAroundPages = Atomics.load(w, root + MEM_FAULT_AROUND);
+    this.tlbEntries = Atomics.load(w, root + MEM_TLB_ENTRIES);
+    let header = Atomics.load(w, root + MEM_MM);
+    if (header === 0) {
+      header = allocWords(agent, this.heap, mmWords(this.maxAgents));
+      if (header === 0) throw new MmError("ENOMEM", "createMemory", "the arena is too small");
+      Atomics.store(w, root + MEM_MM, header);
+    }
+    this.header = header;
+    this.#counters = header + MM_COUNTERS + agent.slot * COUNTER_WORDS;
+    this.views = new Views(this, agent.slot);
+    for (let k = 0; k < COUNTER_WORDS; k++) Atomics.store(w, this.#counters + k, 0);
+  }
+
+  /** Adds to a counter of this agent's (CT_*). Only the owner writes, so a plain add is exact. */
+  count(counter: number, by = 1): void {
+    const at = this.#counters + counter;
+    this.agent.words[at] = (this.agent.words[at]! + by) | 0;
+  }
+
+  /** A counter summed over all agents since they attached. */
+  counted(counter: number): number {
+    let sum = 0;
+    for (let slot = 0; slot < this.maxAgents; slot++) {
+      sum += Atomics.load(this.agent.words, this.header + MM_COUNTERS + slot * COUNTER_WORDS + counter);
+    }
+    return sum;
+  }
+
+  countedBy(slot: number, counter: number): number {
+    return Atomics.load(this.agent.words, this.header + MM_COUNTERS + slot * COUNTER_WORDS + counter);
+  }
+
+  /** The space of a record, the same object each time. */
+  spaceAt(slot: Space): SpaceCore {
+    let space = this.spaces.get(slot);
+    if (!space || space.id !== Atomics.load(this.agent.words, slot + SP_ID)) {
+      space?.detachTlb();
+      space = this.#makeSpace(this, slot);
+      this.spaces.set(slot, space);
+    }
+    return space;
+  }
+
+  nextId(): number {
+    return Atomics.add(this.agent.words, this.header + MM_IDS, 1) + 1;
+  }
+
+  alloc(words: number, operation: string): number {
+    const at = allocWords(this.agent, this.heap, words);
+    if (at === 0)
+      throw new MmError("ENOMEM", operation, "the arena is full; create the memory with a larger arena");
+    return at;
+  }
+
+  free(at: number, words: number): void {
+    freeWords(this.agent, this.heap, at, words);
+  }
+
+  // ---- lists -----------------------------------------------------------------------------------------------------
+
+  linkSpace(space: Space): void {
+    this.#link(MM_SPACES, space, SP_NEXT);
+  }
+
+  unlinkSpace(space: Space): void {
+    this.#unlink(MM_SPACES, space, SP_NEXT);
+  }
+
+  linkFile(file: File): void {
+    this.#link(MM_FILES, file, FL_NEXT);
+  }
+
+  unlinkFile(file: File): void {
+    this.#unlink(MM_FILES, file, FL_NEXT);
+  }
+
+  allSpaces(): Space[] {
+    return this.#list(MM_SPACES, SP_NEXT) as Space[];
+  }
+
+  allFiles(): File[] {
+    return this.#list(MM_FILES, FL_NEXT) as File[];
+  }
+
+  #link(head: number, record: number, next: number): void {
+    const w = this.agent.words;
+    lockSpin(this.agent, this.header + MM_LOCK);
+    Atomics.store(w, record + next, Atomics.load(w, this.header + head));
+    Atomics.store(w, this.header + head, record);
+    unlockSpin(this.agent, this.header + MM_LOCK);
+  }
+
+  #unlink(head: number, record: number, next: number): void {
+    const w = this.agent.words;
+    lockSpin(this.agent, this.header + MM_LOCK);
+    for (
+      let link = this.header + head, at = Atomics.load(w, link);
+      at !== 0;
+      link = at + next, at = Atomics.load(w, link)
+    ) {
+      if (at !== record) continue;
+      Atomics.store(w, link, Atomics.load(w, record + next));
+      break;
+    }
+    unlockSpin(this.agent, this.header + MM_LOCK);
+  }
+
+  #list(head: number, next: number): number[] {
+    const w = this.agent.words;
+    const all: number[] = [];
+    lockSpin(this.agent, this.header + MM_LOCK);
+    for (let at = Atomics.load(w, this.header + head); at !== 0; at = Atomics.load(w, at + next))
+      all.push(at);
+    unlockSpin(this.agent, this.header + MM_LOCK);
+    return all;
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * From a page of a file to the entries that map it: unmapping, cleaning, aging. Linux: mm/rmap.c.
+ *
+ * Preconditions of everything here: the folio locks of the pages are held, so that no new mapping of them appears.
+ * Raises one range for each space and stretch, as one large folio does in Linux.
+ */
+import { MmuNotifierEvent, endOpenRange, makeRange, startRangeOp } from "../notifier/index.ts";
+import { type Op, wakeQueue } from "../sched/index.ts";
+import { CT_EVENTS, SP_FAULTQ, SP_USERS } from "./layout.ts";
+import { type FileCore, type FileMapping, mappingsOf } from "./pageCache.ts";
+import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_WRITE } from "./pte.ts";
+import { radixStretches } from "./radix.ts";
+import { heldByRunning, markRange } from "./shootdown.ts";
+import type { SpaceCore } from "./spaceCore.ts";
+import { changeRangeOp, dropTaken, takeRangeOp, type Wants } from "./zap.ts";
+
+function releaseMappings(file: FileCore, mappings: readonly FileMapping[]): void {
+  const w = file.mm.agent.words;
+  for (const { space } of mappings) {
+    Atomics.sub(w, space + SP_USERS, 1);
+    wakeQueue(w, space + SP_FAULTQ);
+  }
+}
+
+/** True for entries that map the very page of the file, not a private copy of it. */
+function mapsPageOf(file: FileCore, mapping: FileMapping): Wants {
+  return (pte, vpn) => pfnOfPte(pte) === file.frameOf(mapping.index + (vpn - mapping.vpn));
+}
+
+/** Does `body` in each space that may map pages of the file, between a start and its end. */
+function* eachMappingOp(
+  file: FileCore,
+  index: number,
+  pages: number,
+  event: MmuNotifierEvent,
+  body: (space: SpaceCore, mapping: FileMapping) => Op<void>,
+): Op<void> {
+  const { mm } = file;
+  const mappings = mappingsOf(file, index, pages);
+  try {
+    for (const mapping of mappings) {
+      const space = mm.spaceAt(mapping.space);
+      const c = space.notifiers.context;
+      const range = makeRange(
+        space.notifiers.context.space,
+        mapping.vpn * mm.pageSize,
+        (mapping.vpn + mapping.pages) * mm.pageSize,
+        event,
+        mm.agent.current?.mode !== "try",
+      );
+      yield* startRangeOp(c, range, true);
+      mm.count(CT_EVENTS + event);
+      try {
+        yield* body(space, mapping);
+      } finally {
+        endOpenRange(c, range);
+      }
+    }
+  } finally {
+    releaseMappings(file, mappings);
+  }
+}
+
+/** Takes pages of a file out of every page table; their dirtiness goes to the frames. Linux: try_to_unmap(). */
+export function* unmapPagesOp(file: FileCore, index: number, pages: number): Op<void> {
+  yield* eachMappingOp(file, index, pages, MmuNotifierEvent.Clear, function* (space, mapping) {
+    const end = mapping.vpn + mapping.pages;
+    dropTaken(space, yield* takeRangeOp(space, mapping.vpn, end, mapsPageOf(file, mapping)));
+  });
+}
+
+/** Takes write permission and dirtiness from every entry of these pages. Linux: folio_mkclean(). */
+export function* cleanPagesOp(file: FileCore, index: number, pages: number): Op<void> {
+  yield* eachMappingOp(file, index, pages, MmuNotifierEvent.ProtectionPage, function* (space, mapping) {
+    const end = mapping.vpn + mapping.pages;
+    yield* changeRangeOp(space, mapping.vpn, end, PTE_WRITE | PTE_DIRTY, 0, mapsPageOf(file, mapping));
+  });
+}
+
+/**
+ * Tests and clears the accessed state of pages in every space, secondary MMUs included; true if any was young. Marks
+ * TLBs without waiting; a page in the TLB of an agent that runs counts as young. Never waits. Linux: folio_referenced().
+ */
+export function agePages(file: FileCore, index: number, pages: number): boolean {
+  const { mm } = file;
+  const w = mm.agent.words;
+  const mappings = mappingsOf(file, index, pages);
+  let young = false;
+  for (const mapping of mappings) {
+    const space = mm.spaceAt(mapping.space);
+    const end = mapping.vpn + mapping.pages;
+    const wants = mapsPageOf(file, mapping);
+    let mapped = false;
+    radixStretches(w, space.pgd, mapping.vpn, end, (first, vpn, count) => {
+      for (let k = 0; k < count; k++) {
+        for (let pte = Atomics.load(w, first + k); isValid(pte) && wants(pte, vpn + k);) {
+          mapped = true;
+          if ((pte & PTE_ACCESSED) === 0) break;
+          young = true;
+          const seen = Atomics.compareExchange(w, first + k, pte, pte & ~PTE_ACCESSED);
+          if (seen === pte) break;
+          pte = seen;
+        }
+      }
+    });
+    if (!mapped) continue;
+    if (heldByRunning(space, mapping.vpn, end)) young = true;
+    markRange(space, mapping.vpn, end);
+    if (space.notifiers.clearFlushYoung(mapping.vpn * mm.pageSize, end * mm.pageSize)) young = true;
+  }
+  releaseMappings(file, mappings);
+  return young;
+}

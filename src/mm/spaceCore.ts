@@ -1,0 +1,205 @@
+/**
+ * A space as the inner functions of the row see it, and this agent's TLB of it.
+ *
+ * The TLB lies in the arena, so that others can probe it, and is written by its owner only, so that its owner reads it
+ * with plain loads. It is direct-mapped: two words an entry, a tag and where the frame lies.
+ *
+ *   tag    the virtual page, with TAG_FAR set for a frame outside segment 0; TAG_NONE for nothing
+ *   base   near: byte of the frame in segment 0; far: frame number shifted left; TLB_WRITE in bit 0
+ *
+ * Invariants
+ *   T1  An entry exists only while the page-table entry maps that frame readable, or until the next safepoint after an
+ *       invalidator asked for a flush.
+ *   T2  An entry with TLB_WRITE exists only while the page-table entry is writable, dirty and soft-dirty; or as T1.
+ *   T3  `tlb` is the real table only inside a turn; between turns it is a table that misses, so that a hit needs no check.
+ *
+ * Refill: store the entry, then read the page-table entry again, and drop the entry if it changed. An invalidator
+ * changes the page-table entry and then probes. One of the two sees the other.
+ */
+import type { Notifiers } from "../notifier/index.ts";
+import type { Agent } from "../sched/index.ts";
+import { SP_ID, SP_PGD, SP_STATE, type Pte, type Space, SPACE_LIVE, spTlbAt } from "./layout.ts";
+import type { Mm } from "./mm.ts";
+import {
+  isValid,
+  pfnOfPte,
+  PTE_ACCESSED,
+  PTE_DIRTY,
+  PTE_READ,
+  PTE_SOFT_DIRTY,
+  PTE_WRITE,
+  PTE_WRITTEN,
+} from "./pte.ts";
+import { radixFind } from "./radix.ts";
+
+export const TLB_WRITE = 0x1;
+export const TLB_FLAGS = 0x1;
+const TLB_ENTRY_WORDS = 2;
+const TLB_ENTRY_SHIFT = 1;
+const TAG_FAR = -0x80000000;
+/** The far tag of page 0, which nothing maps. */
+export const TAG_NONE: number = TAG_FAR;
+/** The lowest page that can be mapped, as vm.mmap_min_addr. */
+export const FIRST_VPN = 1;
+/** Pages from here on are not mapped: their far tags look like negative addresses. */
+export const LAST_VPN: number = 2 ** 31 - 2 ** 20;
+
+/** One entry that never matches. */
+const MISS_TABLE: Int32Array = new Int32Array([TAG_NONE, 0]);
+
+export class SpaceCore {
+  readonly mm: Mm;
+  readonly agent: Agent;
+  readonly slot: Space;
+  readonly id: number;
+  readonly pgd: number;
+  readonly notifiers: Notifiers;
+  /** What accessors look at; see T3. */
+  protected tlb: Int32Array = MISS_TABLE;
+  protected tlbMask = 0;
+  #table: Int32Array | undefined;
+
+  constructor(mm: Mm, slot: Space, makeNotifiers: (space: SpaceCore) => Notifiers) {
+    this.mm = mm;
+    this.agent = mm.agent;
+    this.slot = slot;
+    this.id = Atomics.load(mm.agent.words, slot + SP_ID);
+    this.pgd = Atomics.load(mm.agent.words, slot + SP_PGD);
+    this.notifiers = makeNotifiers(this);
+  }
+
+  /** False once the space has begun to exit, or its record belongs to another. */
+  get live(): boolean {
+    const w = this.agent.words;
+    return (
+      Atomics.load(w, this.slot + SP_STATE) === SPACE_LIVE && Atomics.load(w, this.slot + SP_ID) === this.id
+    );
+  }
+
+  // ---- the agent's own TLB -------------------------------------------------------------------------------------------
+
+  /** Lets accessors hit, until the turn ends. Preconditions: in a turn; the space is live. */
+  activate(): void {
+    if (!this.#table) {
+      const words = this.mm.tlbEntries * TLB_ENTRY_WORDS;
+      const at = this.mm.alloc(words, "access");
+      this.#table = this.agent.words.subarray(at, at + words);
+      for (let k = 0; k < words; k += TLB_ENTRY_WORDS) this.#table[k] = TAG_NONE;
+      Atomics.store(this.agent.words, spTlbAt(this.slot, this.mm.maxAgents, this.agent.slot), at);
+    }
+    this.tlb = this.#table;
+    this.tlbMask = this.mm.tlbEntries - 1;
+  }
+
+  deactivate(): void {
+    this.tlb = MISS_TABLE;
+    this.tlbMask = 0;
+  }
+
+  get active(): boolean {
+    return this.tlb !== MISS_TABLE;
+  }
+
+  /** Forgets the table: the space is gone, and the table with it. */
+  detachTlb(): void {
+    this.deactivate();
+    this.#table = undefined;
+  }
+
+  /** Gives the table back. Preconditions: the agent leaves the memory. */
+  freeTlb(): void {
+    if (!this.#table) return;
+    const at = Atomics.exchange(this.agent.words, spTlbAt(this.slot, this.mm.maxAgents, this.agent.slot), 0);
+    this.detachTlb();
+    if (at !== 0) this.mm.free(at, this.mm.tlbEntries * TLB_ENTRY_WORDS);
+  }
+
+  /** Drops this agent's translations of `[start, end)` (pages); everything for `end` 0. */
+  flushOwn(start: number, end: number): void {
+    const table = this.#table;
+    if (!table) return;
+    if (!this.live) {
+      this.detachTlb();
+      return;
+    }
+    const mask = this.mm.tlbEntries - 1;
+    const all = end === 0 || end - start > mask;
+    if (all) {
+      for (let k = 0; k < table.length; k += TLB_ENTRY_WORDS) Atomics.store(table, k, TAG_NONE);
+      return;
+    }
+    for (let vpn = start; vpn < end; vpn++) {
+      const k = (vpn & mask) << TLB_ENTRY_SHIFT;
+      const tag = table[k]!;
+      // Atomic, as every store to a tag: the plain stores made through the entry are visible before it goes.
+      if (tag === vpn || tag === (vpn | TAG_FAR)) Atomics.store(table, k, TAG_NONE);
+    }
+  }
+
+  /**
+   * Looks the page up in the page table and makes a TLB entry of it. False if there is no such translation: a fault.
+   * Sets the accessed bit, and needs a writable, dirty, soft-dirty entry for `write`. Never waits.
+   */
+  refill(vpn: number, write: boolean): boolean {
+    const w = this.agent.words;
+    const entry = radixFind(w, this.pgd, vpn);
+    if (entry === 0) return false;
+    let pte = Atomics.load(w, entry);
+    for (;;) {
+      if (!isValid(pte) || (pte & PTE_READ) === 0) return false;
+      const needed = write ? PTE_WRITTEN : PTE_ACCESSED;
+      if ((pte & needed) === needed) break;
+      // Dirty means more than a bit for shared files: the fault path knows.
+      if (
+        write &&
+        (pte & (PTE_WRITE | PTE_DIRTY | PTE_SOFT_DIRTY)) !== (PTE_WRITE | PTE_DIRTY | PTE_SOFT_DIRTY)
+      )
+        return false;
+      const seen = Atomics.compareExchange(w, entry, pte, pte | PTE_ACCESSED);
+      pte = seen === pte ? pte | PTE_ACCESSED : seen;
+    }
+    return this.#insert(vpn, entry, pte, write);
+  }
+
+  #insert(vpn: number, entry: Pte, pte: number, write: boolean): boolean {
+    const { frames } = this.mm;
+    const table = this.tlb;
+    const k = (vpn & this.tlbMask) << TLB_ENTRY_SHIFT;
+    const pfn = pfnOfPte(pte);
+    const near = frames.segmentOf(pfn) === 0;
+    Atomics.store(table, k, TAG_NONE);
+    Atomics.store(table, k + 1, (near ? frames.offsetOf(pfn) : pfn << 1) | (write ? TLB_WRITE : 0));
+    Atomics.store(table, k, near ? vpn : vpn | TAG_FAR);
+    const now = Atomics.load(this.agent.words, entry);
+    const same =
+      isValid(now) &&
+      pfnOfPte(now) === pfn &&
+      (now & PTE_READ) !== 0 &&
+      (!write || (now & PTE_WRITTEN) === PTE_WRITTEN);
+    if (!same) Atomics.store(table, k, TAG_NONE);
+    return same;
+  }
+
+  /** Frame of a TLB entry for `vpn`, -1 if there is none, or none for writing. Preconditions: active. */
+  lookup(vpn: number, write: boolean): number {
+    const table = this.tlb;
+    const k = (vpn & this.tlbMask) << TLB_ENTRY_SHIFT;
+    const tag = table[k]!;
+    const base = table[k + 1]!;
+    if (write && (base & TLB_WRITE) === 0) return -1;
+    if (tag === vpn) return this.mm.frames.pfnAt((base & ~TLB_FLAGS) >>> 0);
+    if (tag === (vpn | TAG_FAR)) return base >>> 1;
+    return -1;
+  }
+}
+
+/** True if the TLB at word `table` holds a page of `[start, end)`. Preconditions: few pages. */
+export function tlbHolds(w: Int32Array, table: number, mask: number, start: number, end: number): boolean {
+  for (let vpn = start; vpn < end; vpn++) {
+    const tag = Atomics.load(w, table + ((vpn & mask) << TLB_ENTRY_SHIFT));
+    if (tag === vpn || tag === (vpn | TAG_FAR)) return true;
+  }
+  return false;
+}
+
+export const tlbWords = (entries: number): number => entries * TLB_ENTRY_WORDS;

@@ -1,0 +1,240 @@
+/**
+ * Vmas: the records, the tree by address, the file's tree, splitting and merging. Linux: mm/vma.c.
+ *
+ * Everything here needs the space's mmapLock for writing, but lookups, which need it for reading. A linked vma never
+ * changes its start: a split makes a new record of the upper part, a merge drops the upper one. So whoever finds a vma
+ * through its file's tree can tell where it is mapped.
+ */
+import { addressOf } from "../units.ts";
+import {
+  itFind,
+  itFirst,
+  itInsert,
+  itLast,
+  itLowest,
+  itNext,
+  itRemove,
+  itSet,
+  itStart,
+  itSuccessor,
+  itUpdate,
+} from "../memory/index.ts";
+import { beginWrite, endWrite, lockSpin, unlockSpin } from "../sync/index.ts";
+import {
+  type File,
+  FL_LOCK,
+  FL_USERS,
+  FL_VMAS,
+  SP_VMA_SEQ,
+  SP_VMAS,
+  VM_PROT,
+  type Vma,
+  VMA_FILE,
+  VMA_FILE_NODE,
+  VMA_FLAGS,
+  VMA_PGOFF,
+  VMA_SPACE,
+  VMA_WORDS,
+} from "./layout.ts";
+import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
+
+export const vmaStart = (space: SpaceCore, vma: Vma): number => itStart(space.agent, vma);
+/** Byte after the vma. */
+export const vmaEnd = (space: SpaceCore, vma: Vma): number => itLast(space.agent, vma) + 1;
+export const vmaFlags = (space: SpaceCore, vma: Vma): number =>
+  Atomics.load(space.agent.words, vma + VMA_FLAGS);
+export const vmaFile = (space: SpaceCore, vma: Vma): File =>
+  Atomics.load(space.agent.words, vma + VMA_FILE) as File;
+
+/** Page of the file that stands at a virtual page of the vma. */
+export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {
+  const first = vmaStart(space, vma) / space.mm.pageSize;
+  return Atomics.load(space.agent.words, vma + VMA_PGOFF) + (vpn - first);
+}
+
+/** The vma that covers an address, or 0. */
+export const findVma = (space: SpaceCore, address: number): Vma =>
+  itFind(space.agent, space.slot + SP_VMAS, address) as Vma;
+
+/** First vma that overlaps `[start, end)`, or 0. */
+export const firstVma = (space: SpaceCore, start: number, end: number): Vma =>
+  itFirst(space.agent, space.slot + SP_VMAS, start, end - 1) as Vma;
+
+export const nextVma = (space: SpaceCore, vma: Vma, start: number, end: number): Vma =>
+  itNext(space.agent, vma, start, end - 1) as Vma;
+
+/** Runs a change of the tree inside its sequence count. */
+export function changeVmas(space: SpaceCore, change: () => void): void {
+  beginWrite(space.agent, space.slot + SP_VMA_SEQ);
+  try {
+    change();
+  } finally {
+    endWrite(space.agent, space.slot + SP_VMA_SEQ);
+  }
+}
+
+/** Runs `change` under the lock of the file's tree of vmas; at once for an anonymous vma. */
+function withFileLock(space: SpaceCore, file: File, change: () => void): void {
+  if (file === 0) {
+    change();
+    return;
+  }
+  lockSpin(space.agent, file + FL_LOCK);
+  change();
+  unlockSpin(space.agent, file + FL_LOCK);
+}
+
+function linkToFile(space: SpaceCore, vma: Vma, file: File): void {
+  if (file === 0) return;
+  const { agent, mm } = space;
+  const first = Atomics.load(agent.words, vma + VMA_PGOFF) * mm.pageSize;
+  itSet(agent, vma + VMA_FILE_NODE, first, first + (vmaEnd(space, vma) - vmaStart(space, vma)) - 1);
+  itInsert(agent, file + FL_VMAS, vma + VMA_FILE_NODE);
+  Atomics.add(agent.words, file + FL_USERS, 1);
+}
+
+function setVma(
+  space: SpaceCore,
+  vma: Vma,
+  start: number,
+  end: number,
+  flags: number,
+  file: File,
+  pgoff: number,
+): void {
+  const { agent } = space;
+  const w = agent.words;
+  itSet(agent, vma, start, end - 1);
+  Atomics.store(w, vma + VMA_SPACE, space.slot);
+  Atomics.store(w, vma + VMA_FILE, file);
+  Atomics.store(w, vma + VMA_FLAGS, flags);
+  Atomics.store(w, vma + VMA_PGOFF, pgoff);
+}
+
+/** A blank record, reserved before anything is changed. Errors: ENOMEM. */
+export const reserveVma = (space: SpaceCore, operation: string): Vma =>
+  space.mm.alloc(VMA_WORDS, operation) as Vma;
+export const freeVma = (space: SpaceCore, vma: Vma): void => space.mm.free(vma, VMA_WORDS);
+
+/** Enters a reserved record. Preconditions: nothing is mapped there. */
+export function insertVma(
+  space: SpaceCore,
+  vma: Vma,
+  start: number,
+  end: number,
+  flags: number,
+  file: File,
+  pgoff: number,
+): void {
+  setVma(space, vma, start, end, flags, file, pgoff);
+  itInsert(space.agent, space.slot + SP_VMAS, vma);
+  withFileLock(space, file, () => linkToFile(space, vma, file));
+}
+
+/** Cuts a vma at `at`; `upper` is a reserved record. */
+export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): void {
+  const { agent } = space;
+  const file = vmaFile(space, vma);
+  const start = vmaStart(space, vma);
+  const end = vmaEnd(space, vma);
+  setVma(space, upper, at, end, vmaFlags(space, vma), file, fileIndexOf(space, vma, at / space.mm.pageSize));
+  // One hold of the file's lock: nobody may see the upper half in neither record.
+  withFileLock(space, file, () => {
+    itUpdate(agent, space.slot + SP_VMAS, vma, start, at - 1);
+    itInsert(agent, space.slot + SP_VMAS, upper);
+    if (file === 0) return;
+    const node = vma + VMA_FILE_NODE;
+    const first = itStart(agent, node);
+    itUpdate(agent, file + FL_VMAS, node, first, first + (at - start) - 1);
+    linkToFile(space, upper, file);
+  });
+}
+
+/** Takes a vma out of both trees and frees it. Returns its file, which has one user less. */
+export function removeVma(space: SpaceCore, vma: Vma): File {
+  const { agent } = space;
+  const file = vmaFile(space, vma);
+  itRemove(agent, space.slot + SP_VMAS, vma);
+  withFileLock(space, file, () => {
+    if (file !== 0) itRemove(agent, file + FL_VMAS, vma + VMA_FILE_NODE);
+  });
+  freeVma(space, vma);
+  if (file !== 0) Atomics.sub(agent.words, file + FL_USERS, 1);
+  return file;
+}
+
+/** Joins a vma with its successor if they are alike and touch. True if they were. */
+function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
+  const { agent, mm } = space;
+  const next = itSuccessor(agent, vma) as Vma;
+  if (next === 0 || vmaEnd(space, vma) !== vmaStart(space, next)) return false;
+  const file = vmaFile(space, vma);
+  const alike =
+    vmaFlags(space, vma) === vmaFlags(space, next) &&
+    file === vmaFile(space, next) &&
+    (file === 0 ||
+      fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) ===
+        Atomics.load(agent.words, next + VMA_PGOFF));
+  if (!alike) return false;
+  const end = vmaEnd(space, next);
+  itRemove(agent, space.slot + SP_VMAS, next);
+  withFileLock(space, file, () => {
+    const start = vmaStart(space, vma);
+    itUpdate(agent, space.slot + SP_VMAS, vma, start, end - 1);
+    if (file === 0) return;
+    const node = vma + VMA_FILE_NODE;
+    const first = itStart(agent, node);
+    // The lower one grows first: no page of the upper one is ever in neither.
+    itUpdate(agent, file + FL_VMAS, node, first, first + (end - start) - 1);
+    itRemove(agent, file + FL_VMAS, next + VMA_FILE_NODE);
+    Atomics.sub(agent.words, file + FL_USERS, 1);
+  });
+  freeVma(space, next);
+  return true;
+}
+
+/** Joins neighbours that are alike, in and at the edges of `[start, end)`. */
+export function mergeVmas(space: SpaceCore, start: number, end: number): void {
+  let vma = firstVma(space, Math.max(0, start - 1), end);
+  while (vma !== 0 && vmaStart(space, vma) < end) {
+    if (!mergeWithNext(space, vma)) vma = itSuccessor(space.agent, vma) as Vma;
+  }
+}
+
+/** Every vma in order of address. */
+export function allVmas(space: SpaceCore): Vma[] {
+  const all: Vma[] = [];
+  for (let vma = itLowest(space.agent, space.slot + SP_VMAS) as Vma; vma !== 0;) {
+    all.push(vma);
+    vma = itSuccessor(space.agent, vma) as Vma;
+  }
+  return all;
+}
+
+export const protOf = (flags: number): number => flags & VM_PROT;
+
+/** Where a search for free addresses begins, and how its results are aligned: a cluster of a file stays one in memory. */
+const SEARCH_START = 65536;
+const SEARCH_ALIGN = 65536;
+/** Addresses below are int32, which accessors handle fastest; they are given out first. */
+const LOW_END = 2 ** 31;
+
+/** A free stretch of `length` bytes, or -1: the lowest below 2 GiB, then the lowest above. */
+export function findFree(space: SpaceCore, length: number): number {
+  const end = addressOf(LAST_VPN, space.mm.pageShift);
+  const align = Math.max(SEARCH_ALIGN, space.mm.pageSize);
+  const up = (n: number): number => Math.ceil(n / align) * align;
+  const search = (from: number, to: number): number => {
+    let at = up(from);
+    for (let vma = firstVma(space, at, to); vma !== 0; vma = nextVma(space, vma, at, to)) {
+      if (vmaStart(space, vma) - at >= length) break;
+      at = up(vmaEnd(space, vma));
+    }
+    return at + length <= to ? at : -1;
+  };
+  const low = search(
+    Math.max(SEARCH_START, addressOf(FIRST_VPN, space.mm.pageShift)),
+    Math.min(LOW_END, end),
+  );
+  return low >= 0 ? low : search(LOW_END, end);
+}

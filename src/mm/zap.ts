@@ -1,0 +1,160 @@
+/**
+ * Taking page-table entries away, and reducing them: the change, the shootdown, and what follows it or undoes it.
+ * Linux: zap_pte_range(), change_pte_range(), mmu_gather.
+ *
+ * Taken entries are busy until the last acknowledgement: a fault waits for them, so no different frame appears before.
+ * If the acknowledgements cannot be waited for, everything is put back, and nothing has happened.
+ */
+import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
+import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
+import { SP_FAULTQ } from "./layout.ts";
+import { busyOf, isBusy, isValid, pfnOfPte, PTE_DIRTY, PTE_EXCLUSIVE } from "./pte.ts";
+import { radixStretches } from "./radix.ts";
+import { awaitAcksOp, markRange } from "./shootdown.ts";
+import type { SpaceCore } from "./spaceCore.ts";
+
+/** Entries that were changed, and what they were. */
+export interface Changed {
+  readonly entries: number[];
+  readonly olds: number[];
+}
+
+/** Which valid entries an operation means. */
+export type Wants = (pte: number, vpn: number) => boolean;
+
+interface Taken extends Changed {
+  /** Some entries were busy with another operation. */
+  blocked: boolean;
+}
+
+function takeEntries(space: SpaceCore, start: number, end: number, wants: Wants | undefined): Taken {
+  const w = space.agent.words;
+  const taken: Taken = { entries: [], olds: [], blocked: false };
+  radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
+    for (let k = 0; k < count; k++) {
+      const entry = first + k;
+      for (let pte = Atomics.load(w, entry); pte !== 0;) {
+        if (isBusy(pte)) taken.blocked = true;
+        if (!isValid(pte) || (wants && !wants(pte, vpn + k))) break;
+        const seen = Atomics.compareExchange(w, entry, pte, busyOf(pte));
+        if (seen === pte) {
+          taken.entries.push(entry);
+          taken.olds.push(pte);
+          break;
+        }
+        pte = seen;
+      }
+    }
+  });
+  return taken;
+}
+
+/** Puts back what was taken. */
+export function putBack(space: SpaceCore, taken: Changed): void {
+  const w = space.agent.words;
+  taken.entries.forEach((entry, k) => Atomics.store(w, entry, taken.olds[k]!));
+  wakeQueue(w, space.slot + SP_FAULTQ);
+}
+
+/**
+ * Makes the entries of `[start, end)` (pages) busy and waits until nobody uses the old translations. The caller gives
+ * the result to dropTaken(). Preconditions: an open range that covers it; mmapLock, or the folio locks of the pages.
+ */
+export function* takeRangeOp(space: SpaceCore, start: number, end: number, wants?: Wants): Op<Changed> {
+  const all: Changed = { entries: [], olds: [] };
+  for (;;) {
+    const taken = takeEntries(space, start, end, wants);
+    try {
+      if (taken.entries.length > 0) yield* awaitAcksOp(space, markRange(space, start, end));
+    } catch (error) {
+      putBack(space, taken);
+      putBack(space, all);
+      throw error;
+    }
+    if (!taken.blocked) {
+      if (all.entries.length === 0) return taken;
+      all.entries.push(...taken.entries);
+      all.olds.push(...taken.olds);
+      return all;
+    }
+    // Settle ours before waiting for theirs: two that hold each other's would wait for ever.
+    dropTaken(space, taken);
+    const blocked = (): boolean => isAnyBusy(space, start, end);
+    yield* waitOp(space.slot + SP_FAULTQ, () => !blocked(), "a busy page-table entry");
+  }
+}
+
+function isAnyBusy(space: SpaceCore, start: number, end: number): boolean {
+  const w = space.agent.words;
+  let busy = false;
+  radixStretches(w, space.pgd, start, end, (first, _vpn, count) => {
+    for (let k = 0; k < count && !busy; k++) busy = isBusy(Atomics.load(w, first + k));
+  });
+  return busy;
+}
+
+/** Empties taken entries and gives their frames' references back. Never waits. */
+export function dropTaken(space: SpaceCore, taken: Changed): void {
+  const w = space.agent.words;
+  const { frames } = space.mm;
+  for (let k = 0; k < taken.entries.length; k++) {
+    const old = taken.olds[k]!;
+    Atomics.store(w, taken.entries[k]!, 0);
+    const pfn = pfnOfPte(old);
+    if (pfn === ZERO_PFN) continue;
+    if ((old & PTE_DIRTY) !== 0 && (old & PTE_EXCLUSIVE) === 0) frames.setFlags(pfn, PG_DIRTY);
+    frames.addMapcount(pfn, -1);
+    frames.put(pfn);
+  }
+  if (taken.entries.length > 0) wakeQueue(w, space.slot + SP_FAULTQ);
+}
+
+/**
+ * Changes the bits of valid entries of `[start, end)` (pages): those in `clear` go, those in `set` come. Waits for the
+ * acknowledgements if anything went, and puts it back if they cannot be waited for.
+ */
+export function* changeRangeOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  clear: number,
+  set: number,
+  wants?: Wants,
+): Op<void> {
+  const w = space.agent.words;
+  const changed: Changed = { entries: [], olds: [] };
+  let reduced = false;
+  radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
+    for (let k = 0; k < count; k++) {
+      const entry = first + k;
+      for (let pte = Atomics.load(w, entry); isValid(pte);) {
+        if (wants && !wants(pte, vpn + k)) break;
+        const next = (pte & ~clear) | set;
+        if (next === pte) break;
+        const seen = Atomics.compareExchange(w, entry, pte, next);
+        if (seen === pte) {
+          reduced ||= (pte & clear) !== 0;
+          changed.entries.push(entry);
+          changed.olds.push(pte);
+          break;
+        }
+        pte = seen;
+      }
+    }
+  });
+  if (!reduced) return;
+  try {
+    yield* awaitAcksOp(space, markRange(space, start, end));
+  } catch (error) {
+    changed.entries.forEach((entry, k) => {
+      const old = changed.olds[k]!;
+      for (let pte = Atomics.load(w, entry); isValid(pte);) {
+        // Bits that came in since stay; the rest is as it was.
+        const seen = Atomics.compareExchange(w, entry, pte, (pte & ~(set & ~old)) | (old & clear));
+        if (seen === pte) break;
+        pte = seen;
+      }
+    });
+    throw error;
+  }
+}
