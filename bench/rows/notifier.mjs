@@ -1,5 +1,11 @@
 /** The notifier subsystem by itself. */
-import { beginRange, endRange, MmuNotifierEvent } from "../../.test-build/testing.js";
+import {
+  endOpenRange,
+  makeRange,
+  MmuNotifier,
+  MmuNotifierEvent,
+  startRangeOp,
+} from "../../.test-build/testing.js";
 import { interleave, keep, lineOf, nsPerOperation } from "../lib/interleave.mjs";
 import { openMemory, PAGE } from "../lib/memory.mjs";
 
@@ -26,33 +32,33 @@ async function spaceWith(memory, subscriptions) {
   return { notifiers: space.notifiers, intervals };
 }
 
-/** What the mm row itself calls, and the public form; `start` is of the n-th range, a page long. */
-function pair({ notifiers }, startOf) {
-  const inner = uniqueInner();
+/** Two ways to raise a range of one page, which starts at `startOf(n)`: the public form, and what the mm row calls. */
+function raise({ notifiers }, startOf) {
+  const { context } = notifiers;
+  const startOp = (range) => {
+    const { done } = startRangeOp(context, range).next();
+    if (!done) throw new Error("a range with subscribers in this agent only had to wait");
+  };
   return {
-    inner: () => nsPerOperation(ROUNDS, () => inner(notifiers.context, startOf)),
+    inner: () =>
+      nsPerOperation(ROUNDS, () => {
+        for (let n = 0; n < ROUNDS; n++) {
+          const start = startOf(n);
+          const range = makeRange(context.space, start, start + PAGE, MmuNotifierEvent.Clear, true);
+          startOp(range);
+          endOpenRange(context, range);
+        }
+      }),
     public: () =>
       nsPerOperation(ROUNDS, () => {
         for (let n = 0; n < ROUNDS; n++) {
           const start = startOf(n);
-          const range = notifiers.sync.invalidateRangeStart({
-            start,
-            end: start + PAGE,
-            event: MmuNotifierEvent.Clear,
-          });
-          notifiers.invalidateRangeEnd(range);
+          const request = { start, end: start + PAGE, event: MmuNotifierEvent.Clear };
+          notifiers.invalidateRangeEnd(notifiers.sync.invalidateRangeStart(request));
         }
       }),
   };
 }
-
-const uniqueInner = () => (context, startOf) => {
-  for (let n = 0; n < ROUNDS; n++) {
-    const start = startOf(n);
-    keep(beginRange(context, start, start + PAGE) ? 1 : 0);
-    endRange(context);
-  }
-};
 
 export default {
   measures:
@@ -62,11 +68,17 @@ export default {
     const nobody = await spaceWith(memory, 0);
     const many = await spaceWith(memory, SUBSCRIPTIONS);
     const [interval] = (await spaceWith(memory, 1)).intervals;
-    const missing = pair(nobody, (n) => FIRST + (n & 1023) * PAGE);
-    // The page between two intervals, and the one before it.
+    const listed = await spaceWith(memory, 0);
+    await listed.notifiers.register(
+      new MmuNotifier({ invalidateRangeStart: () => true, invalidateRangeEnd() {} }),
+    );
+    const anywhere = (n) => FIRST + (n & 1023) * PAGE;
+    const missing = raise(nobody, anywhere);
+    const hearing = raise(listed, anywhere);
+    // The first page of an interval; the page between it and the next comes 16 pages later.
     const scattered = (n) => FIRST + ((n * 7919) % SUBSCRIPTIONS) * SPACING;
-    const between = pair(many, (n) => scattered(n) + 16 * PAGE);
-    const inside = pair(many, scattered);
+    const between = raise(many, (n) => scattered(n) + 16 * PAGE);
+    const inside = raise(many, scattered);
     const words = new Int32Array(new SharedArrayBuffer(64));
 
     const samples = await interleave(
@@ -103,7 +115,9 @@ export default {
         missingPublic: missing.public,
         betweenInner: between.inner,
         betweenPublic: between.public,
+        insideInner: inside.inner,
         insidePublic: inside.public,
+        hearingInner: hearing.inner,
       },
       { repetitions },
     );
@@ -114,6 +128,7 @@ export default {
     const read = against(samples.readByHand);
     const change = against(samples.changeByHand);
     return {
+      notes: ["inner: as mmap and its like raise a range, from inside an operation that runs already"],
       lines: [
         read("tryReadBegin + readRetry", samples.tryRead, "at most 40 ns"),
         read("sync.readBegin + readRetry", samples.syncRead, "at most 40 ns"),
@@ -121,7 +136,9 @@ export default {
         change("invalidate, no subscriber, public", samples.missingPublic),
         change("invalidate, 10,000 elsewhere, inner", samples.betweenInner, "at most 400 ns"),
         change("invalidate, 10,000 elsewhere, public", samples.betweenPublic, "at most 400 ns"),
+        change("invalidate, one of 10,000 hit, inner", samples.insideInner),
         change("invalidate, one of 10,000 hit, public", samples.insidePublic),
+        change("invalidate, one list notifier, inner", samples.hearingInner),
       ],
     };
   },

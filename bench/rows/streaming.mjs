@@ -34,7 +34,6 @@ export default {
     const path = temporaryFile(BYTES);
     const file = await memory.openFile(fileBacking(path));
     const address = space.sync.mmap({ length: BYTES, prot: "r", share: "shared", file });
-    space.sync.madvise(address, BYTES, "sequential");
     const fd = openSync(path, "r");
     const piece = new Int32Array(PIECE / 4);
     const wordsOf = (span) => new Int32Array(span.buffer, span.byteOffset, span.byteLength >> 2);

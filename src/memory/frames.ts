@@ -5,7 +5,7 @@
  * Invariants (checkFrames() verifies them in a quiescent memory)
  *   F1  A frame is in the free bitmap if and only if its reference count is 0.
  *   F2  A bit in the zero bitmap of a free frame means that the frame holds zeros.
- *   F3  MEM_FREE_COUNT is the number of bits in the free bitmap.
+ *   F3  All frames less the sum of MEM_USED is the number of bits in the free bitmap.
  *   F4  mapcount <= refcount; a frame of the page cache has one reference from its file.
  *
  * Allocation clears bits of the free bitmap by compare-exchange. Each agent prefers one group of 32 frames, which
@@ -17,6 +17,7 @@ import { type Agent, type Op, QUEUE_WORDS, waitOp, wakeQueue } from "../sched/in
 import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
 import type { Pfn } from "../units.ts";
 import {
+  AGENT_LIMIT_WORDS,
   type Folio,
   FOLIO_FLAGS,
   FOLIO_INDEX,
@@ -32,12 +33,12 @@ import {
   MEM_FRAME_BASE,
   MEM_FRAMES,
   MEM_FREE_BITS,
-  MEM_FREE_COUNT,
   MEM_FREE_HINT,
   MEM_PAGE_SHIFT,
   MEM_PEAK,
   MEM_SEGMENT0,
   MEM_SEGMENT_FRAMES,
+  MEM_USED,
   MEM_ZERO_BITS,
   PG_LOCK_MASK,
   PG_LOCK_SHIFT,
@@ -63,6 +64,7 @@ export class Frames {
   readonly kernels: Kernels;
   readonly memories: readonly WebAssembly.Memory[];
   readonly segmentBytes: readonly Uint8Array[];
+  readonly segmentViews: readonly DataView[];
   readonly #folios: number;
   readonly #segment0: number;
   readonly #segmentFrames: number;
@@ -87,6 +89,7 @@ export class Frames {
     this.clusterFrames = 2 ** field(MEM_CLUSTER_SHIFT);
     this.memories = memories;
     this.segmentBytes = memories.map((m) => new Uint8Array(m.buffer));
+    this.segmentViews = memories.map((m) => new DataView(m.buffer));
     this.kernels = kernels ?? plainKernels(memories[0]!);
     this.#folios = field(MEM_FOLIOS);
     this.#segment0 = field(MEM_SEGMENT0);
@@ -147,8 +150,27 @@ export class Frames {
 
   // ---- free frames -------------------------------------------------------------------------------------------
 
+  /** Exact at rest; while others allocate, as good as any number that is old when it is read. */
   get free(): number {
-    return Atomics.load(this.agent.words, this.header + MEM_FREE_COUNT);
+    const w = this.agent.words;
+    let used = 1; // the zero page
+    for (let slot = 0; slot < AGENT_LIMIT_WORDS; slot++) used += w[this.header + MEM_USED + slot]!;
+    return this.count - used;
+  }
+
+  #countUsed(pages: number): void {
+    const at = this.header + MEM_USED + this.agent.slot;
+    this.agent.words[at] = this.agent.words[at]! + pages;
+  }
+
+  #notePeak(): void {
+    const w = this.agent.words;
+    const used = this.count - this.free;
+    for (let peak = Atomics.load(w, this.header + MEM_PEAK); used > peak;) {
+      const seen = Atomics.compareExchange(w, this.header + MEM_PEAK, peak, used);
+      if (seen === peak) break;
+      peak = seen;
+    }
   }
 
   /**
@@ -159,7 +181,7 @@ export class Frames {
     const w = this.agent.words;
     const mine = this.header + MEM_AGENTS + this.agent.slot;
     for (;;) {
-      const group = Atomics.load(w, mine) - 1;
+      const group = w[mine]! - 1; // written by this agent only
       if (group >= 0) {
         const pfn = this.#takeFrom(group, zeroed);
         if (pfn !== 0) return pfn;
@@ -173,8 +195,8 @@ export class Frames {
   #takeFrom(group: number, zeroed: boolean): Pfn {
     const w = this.agent.words;
     const word = this.#freeBits + group;
-    for (let bits = Atomics.load(w, word); bits !== 0;) {
-      const zeros = Atomics.load(w, this.#zeroBits + group);
+    for (let bits = w[word]!; bits !== 0;) {
+      const zeros = w[this.#zeroBits + group]!;
       // Frames that hold zeros for those who want them, the others for those who overwrite them.
       const preferred = bits & (zeroed ? zeros : ~zeros);
       const choice = preferred !== 0 ? preferred : bits;
@@ -185,9 +207,9 @@ export class Frames {
         continue;
       }
       const pfn = (group * GROUP + (31 - Math.clz32(bit))) as Pfn;
-      const clean = (Atomics.and(w, this.#zeroBits + group, ~bit) & bit) !== 0;
       this.#took(pfn, 1);
-      if (zeroed && !clean) this.zeroFrame(pfn);
+      // Read again now that the frame is ours: its zero bit changes only while it is somebody's.
+      if (zeroed && (Atomics.load(w, this.#zeroBits + group) & bit) === 0) this.zeroFrame(pfn);
       return pfn;
     }
     return 0 as Pfn;
@@ -196,21 +218,19 @@ export class Frames {
   #took(pfn: number, pages: number): void {
     const w = this.agent.words;
     for (let k = 0; k < pages; k++) {
-      const folio = this.folioAt(pfn + k);
-      if (this.agent.debug && Atomics.load(w, folio + FOLIO_REFCOUNT) !== 0)
+      const refcount = this.folioAt(pfn + k) + FOLIO_REFCOUNT;
+      if (this.agent.debug && Atomics.load(w, refcount) !== 0)
         panic(`F1: frame ${pfn + k} was free and in use`);
-      Atomics.store(w, folio + FOLIO_REFCOUNT, 1);
+      // Plain: nobody finds the frame before whoever took it publishes it with an atomic operation.
+      w[refcount] = 1;
     }
-    const free = Atomics.sub(w, this.header + MEM_FREE_COUNT, pages) - pages;
-    const used = this.count - free;
-    for (let peak = Atomics.load(w, this.header + MEM_PEAK); used > peak;) {
-      peak = Atomics.compareExchange(w, this.header + MEM_PEAK, peak, used);
-    }
+    this.#countUsed(pages);
   }
 
   /** A group with free frames, preferably one that no other agent allocates from; -1 if there is none. */
   #findGroup(): number {
     const w = this.agent.words;
+    this.#notePeak();
     if (this.free <= 0) return -1;
     const start = Atomics.load(w, this.header + MEM_FREE_HINT);
     let others = -1;
@@ -249,9 +269,9 @@ export class Frames {
           const seen = Atomics.compareExchange(w, this.#freeBits + group, bits, bits & ~mask);
           if (seen === bits) {
             this.#clusterHint = group;
-            Atomics.and(w, this.#zeroBits + group, ~mask);
             const pfn = (group * GROUP + shift) as Pfn;
             this.#took(pfn, n);
+            this.#notePeak();
             return pfn;
           }
           bits = seen;
@@ -303,6 +323,13 @@ export class Frames {
     Atomics.add(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1);
   }
 
+  /** Makes a frame that nobody else can find yet the contents of one page-table entry. */
+  initMapped(pfn: number, flags: number): void {
+    const folio = this.folioAt(pfn);
+    this.agent.words[folio + FOLIO_FLAGS] = flags;
+    this.agent.words[folio + FOLIO_MAPCOUNT] = 1;
+  }
+
   /** Gives a reference back; the last one frees the frame. */
   put(pfn: number): void {
     if (pfn === ZERO_PFN) return;
@@ -325,18 +352,20 @@ export class Frames {
   #release(pfn: number): void {
     const w = this.agent.words;
     const folio = this.folioAt(pfn);
-    Atomics.store(w, folio + FOLIO_FLAGS, 0);
-    Atomics.store(w, folio + FOLIO_MAPPING, 0);
-    Atomics.store(w, folio + FOLIO_INDEX, 0);
+    // Plain: the frame is nobody's; setting its free bit publishes them.
+    w[folio + FOLIO_FLAGS] = 0;
+    w[folio + FOLIO_MAPPING] = 0;
+    w[folio + FOLIO_INDEX] = 0;
     if (this.agent.debug) {
       if (Atomics.load(w, folio + FOLIO_MAPCOUNT) !== 0) panic(`F4: frame ${pfn} freed while it is mapped`);
       this.bytesOf(pfn).fill(POISON_BYTE);
     }
     const group = pfn >>> GROUP_SHIFT;
     const bit = 1 << (pfn & (GROUP - 1));
+    if ((w[this.#zeroBits + group]! & bit) !== 0) Atomics.and(w, this.#zeroBits + group, ~bit);
     if ((Atomics.or(w, this.#freeBits + group, bit) & bit) !== 0) panic(`F1: frame ${pfn} freed twice`);
-    Atomics.add(w, this.header + MEM_FREE_COUNT, 1);
-    Atomics.store(w, this.header + MEM_FREE_HINT, group);
+    this.#countUsed(-1);
+    w[this.header + MEM_FREE_HINT] = group; // a hint
   }
 
   refcount(pfn: number): number {
@@ -431,11 +460,24 @@ export class Frames {
     return (this.flags(pfn) & PG_LOCK_MASK) !== 0;
   }
 
+  /** A frame that is locked, -1 if none is. */
+  findLocked(): number {
+    for (let pfn = 0; pfn < this.count; pfn++) if (this.isLocked(pfn)) return pfn;
+    return -1;
+  }
+
   /** First frame whose lock slot `slot` holds, -1 if none: for the reaper. */
   findLockedBy(slot: number): number {
     const held = (slot + 1) << PG_LOCK_SHIFT;
     for (let pfn = 0; pfn < this.count; pfn++) if ((this.flags(pfn) & PG_LOCK_MASK) === held) return pfn;
     return -1;
+  }
+
+  #isZero(pfn: number): boolean {
+    const bytes = this.bytesOf(pfn);
+    const words = new BigUint64Array(bytes.buffer, bytes.byteOffset, bytes.length >> 3);
+    for (let k = 0; k < words.length; k++) if (words[k] !== 0n) return false;
+    return true;
   }
 
   /** The first broken invariant, or undefined. Preconditions: nothing runs meanwhile. */
@@ -450,7 +492,7 @@ export class Frames {
       if (isFree) free++;
       if (isFree !== (this.refcount(pfn) === 0))
         return `F1: frame ${pfn} free=${isFree} refcount=${this.refcount(pfn)}`;
-      if (isFree && zero && this.bytesOf(pfn).some((b) => b !== 0))
+      if (isFree && zero && !this.#isZero(pfn))
         return `F2: frame ${pfn} is marked zero and is not`;
       if (this.mapcount(pfn) > this.refcount(pfn))
         return `F4: frame ${pfn} mapped ${this.mapcount(pfn)} times`;
@@ -475,6 +517,5 @@ export function initFrames(w: Int32Array, header: number): void {
   const zero = w[header + MEM_FOLIOS]! + ZERO_PFN * FOLIO_WORDS;
   w[zero + FOLIO_REFCOUNT] = 1;
   w[zero + FOLIO_FLAGS] = PG_RESERVED;
-  w[header + MEM_FREE_COUNT] = count - 1;
   w[header + MEM_PEAK] = 1;
 }

@@ -1,7 +1,7 @@
 /**
  * The memory row's header and the record of a frame.
  *
- * Access key: A any agent, Atomics only · C constant once the memory exists · F under the folio lock,
+ * Access key: A any agent, Atomics only · O written by the owning agent only · C constant once the memory exists · F under the folio lock,
  * readable by any with Atomics · R as A, meaningful only while a reference is held.
  */
 import { QUEUE_WORDS } from "../sched/index.ts";
@@ -16,18 +16,19 @@ export const MEM_FRAME_BASE = 4; //    C  page of segment 0 at which frame 0 lie
 export const MEM_FOLIOS = 5; //        C  slot of the frame table
 export const MEM_FREE_BITS = 6; //     C  slot of the bitmap of free frames, 32 a word
 export const MEM_ZERO_BITS = 7; //     C  slot of the bitmap of free frames known to hold zeros
-export const MEM_FREE_COUNT = 8; //    A
 export const MEM_FREE_HINT = 9; //     A  group in which a frame was freed last
-export const MEM_PEAK = 10; //         A  most frames ever in use
+export const MEM_PEAK = 10; //         A  most frames in use, as seen whenever an agent takes a new group
 export const MEM_CLOCK_HAND = 11; //   A  where reclaim looks next, a cluster number
 export const MEM_CLUSTER_SHIFT = 12; // C  log2 of frames in a cluster
 export const MEM_TLB_ENTRIES = 13; //  C  entries of an agent's TLB, power of two
 export const MEM_MM = 14; //           C  slot of the mm row's header
 export const MEM_FAULT_AROUND = 15; // C  pages
 export const MEM_HEAP = 16; //         the heap header (SLAB_HEADER_WORDS) stands here, see slab.ts
-export const MEM_AGENTS = 80; //       A  per agent: the group it allocates from + 1
+export const MEM_AGENTS = 80; //       O  per agent: the group it allocates from + 1
 export const AGENT_LIMIT_WORDS = 64;
-export const MEM_FOLIO_QUEUES: number = MEM_AGENTS + AGENT_LIMIT_WORDS; // A  wait queues for folio locks, hashed by frame
+/** Per agent: frames it took less frames it gave back, so that neither costs an atomic operation. */
+export const MEM_USED: number = MEM_AGENTS + AGENT_LIMIT_WORDS; // O
+export const MEM_FOLIO_QUEUES: number = MEM_USED + AGENT_LIMIT_WORDS; // A  wait queues for folio locks, hashed by frame
 export const FOLIO_QUEUE_COUNT = 64; // power of two
 export const MEM_WORDS: number = MEM_FOLIO_QUEUES + FOLIO_QUEUE_COUNT * QUEUE_WORDS;
 

@@ -8,9 +8,11 @@
 import { isMmError, MmError, SegvError } from "../errors.ts";
 import type { Notifiers } from "../notifier/index.ts";
 import { type Op, runBlocking } from "../sched/index.ts";
+import { addressOf } from "../units.ts";
 import { FAULT_DONE, faultOp, tryFault } from "./fault.ts";
 import type { Space } from "./layout.ts";
 import type { Mm } from "./mm.ts";
+import { INDEX_END } from "./radix.ts";
 import { SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
 
 /** Bytes of frames that lie together; also the memory they are in. Valid until the turn ends or memory.poll(). */
@@ -30,13 +32,15 @@ interface Missing {
 const missing = new WeakMap<object, Missing>();
 export const missingOf = (error: object): Missing | undefined => missing.get(error);
 
-/** Holds one value between its bytes in frames and its number. */
+/** Holds one value that straddles two pages. */
 const scratch: DataView<ArrayBuffer> = new DataView(new ArrayBuffer(8));
 const scratchBytes: Uint8Array = new Uint8Array(scratch.buffer);
 
 export class SpaceAccess extends SpaceCore {
   readonly #shift: number;
   readonly #pageMask: number;
+  /** Addresses end here. */
+  readonly #limit: number;
   readonly #u8: Uint8Array;
   readonly #i8: Int8Array;
   readonly #u16: Uint16Array;
@@ -45,12 +49,17 @@ export class SpaceAccess extends SpaceCore {
   readonly #i32: Int32Array;
   readonly #f32: Float32Array;
   readonly #f64: Float64Array;
+  /** Results of #place(). */
+  #at = 0;
+  #low: Uint8Array = scratchBytes;
+  #high: Uint8Array = scratchBytes;
 
   constructor(mm: Mm, slot: Space, makeNotifiers: (space: SpaceCore) => Notifiers) {
     super(mm, slot, makeNotifiers);
     const { buffer } = mm.agent.words;
     this.#shift = mm.pageShift;
     this.#pageMask = mm.pageSize - 1;
+    this.#limit = addressOf(INDEX_END, mm.pageShift);
     this.#u8 = new Uint8Array(buffer);
     this.#i8 = new Int8Array(buffer);
     this.#u16 = new Uint16Array(buffer);
@@ -109,41 +118,47 @@ export class SpaceAccess extends SpaceCore {
   }
 
   #checkAddress(address: number): number {
-    if (!Number.isInteger(address) || address < 0 || address >= 2 ** (31 + this.#shift)) {
+    if (!Number.isInteger(address) || address < 0 || address >= this.#limit) {
       throw new SegvError("access", address, "SEGV_MAPERR");
     }
     return Math.floor(address / this.mm.pageSize);
   }
 
-  /** Copies a value of `size` bytes to or from the scratch bytes; both pages are checked before either is touched. */
-  #transfer(address: number, size: number, write: boolean): void {
+  /**
+   * Where a value of `size` bytes lies, after a miss: a view, and `#at` in it. A value that straddles two pages is
+   * gathered in the scratch view; a store puts it back with #spread(). Both pages are checked before either is touched.
+   */
+  #place(address: number, size: number, write: boolean): DataView {
     const { frames, pageSize } = this.mm;
     const vpn = this.#checkAddress(address);
     const within = address - vpn * pageSize;
-    const first = Math.min(size, pageSize - within);
     let low = this.locate(vpn, write);
-    let high = -1;
-    while (first < size) {
+    if (within + size <= pageSize) {
+      this.#at = frames.offsetOf(low) + within;
+      return frames.segmentViews[frames.segmentOf(low)]!;
+    }
+    let high: number;
+    for (;;) {
       high = this.locate(vpn + 1, write);
       // The second may have passed a safepoint: is the first still good?
       const again = this.peek(vpn, write);
       if (again === low) break;
       low = this.locate(vpn, write);
     }
-    const a = frames.bytesOf(low).subarray(within, within + first);
-    const b = high < 0 ? undefined : frames.bytesOf(high).subarray(0, size - first);
-    if (write) {
-      a.set(scratchBytes.subarray(0, first));
-      b?.set(scratchBytes.subarray(first, size));
-    } else {
-      scratchBytes.set(a);
-      if (b) scratchBytes.set(b, first);
-    }
+    const first = pageSize - within;
+    this.#low = frames.bytesOf(low).subarray(within);
+    this.#high = frames.bytesOf(high).subarray(0, size - first);
+    scratchBytes.set(this.#low);
+    scratchBytes.set(this.#high, first);
+    this.#at = 0;
+    return scratch;
   }
 
-  #fetch(address: number, size: number): DataView {
-    this.#transfer(address, size, false);
-    return scratch;
+  /** Stores what was written to the scratch view. No safepoint since #place(). */
+  #spread(view: DataView): void {
+    if (view !== scratch) return;
+    this.#low.set(scratchBytes.subarray(0, this.#low.length));
+    this.#high.set(scratchBytes.subarray(this.#low.length, this.#low.length + this.#high.length));
   }
 
   // ---- loads and stores: little-endian, any alignment -----------------------------------------------------------------
@@ -161,7 +176,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn) {
       return this.#u8[((this.tlb[k + 1]! & ~TLB_FLAGS) + (i & this.#pageMask)) >>> 0]!;
     }
-    return this.#fetch(address, 1).getUint8(0);
+    return this.#place(address, 1, false).getUint8(this.#at);
   }
 
   setUint8(address: number, value: number): void {
@@ -173,8 +188,9 @@ export class SpaceAccess extends SpaceCore {
       this.#u8[((base & ~TLB_FLAGS) + (i & this.#pageMask)) >>> 0] = value;
       return;
     }
-    scratch.setUint8(0, value);
-    this.#transfer(address, 1, true);
+    const view = this.#place(address, 1, true);
+    view.setUint8(this.#at, value);
+    this.#spread(view);
   }
 
   getInt8(address: number): number {
@@ -184,7 +200,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn) {
       return this.#i8[((this.tlb[k + 1]! & ~TLB_FLAGS) + (i & this.#pageMask)) >>> 0]!;
     }
-    return this.#fetch(address, 1).getInt8(0);
+    return this.#place(address, 1, false).getInt8(this.#at);
   }
 
   setInt8(address: number, value: number): void {
@@ -198,7 +214,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn && (i & 1) === 0) {
       return this.#u16[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 1]!;
     }
-    return this.#fetch(address, 2).getUint16(0, true);
+    return this.#place(address, 2, false).getUint16(this.#at, true);
   }
 
   setUint16(address: number, value: number): void {
@@ -210,8 +226,9 @@ export class SpaceAccess extends SpaceCore {
       this.#u16[(base + (i & this.#pageMask)) >>> 1] = value;
       return;
     }
-    scratch.setUint16(0, value, true);
-    this.#transfer(address, 2, true);
+    const view = this.#place(address, 2, true);
+    view.setUint16(this.#at, value, true);
+    this.#spread(view);
   }
 
   getInt16(address: number): number {
@@ -221,7 +238,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn && (i & 1) === 0) {
       return this.#i16[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 1]!;
     }
-    return this.#fetch(address, 2).getInt16(0, true);
+    return this.#place(address, 2, false).getInt16(this.#at, true);
   }
 
   setInt16(address: number, value: number): void {
@@ -235,7 +252,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn && (i & 3) === 0) {
       return this.#u32[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 2]!;
     }
-    return this.#fetch(address, 4).getUint32(0, true);
+    return this.#place(address, 4, false).getUint32(this.#at, true);
   }
 
   setUint32(address: number, value: number): void {
@@ -247,8 +264,9 @@ export class SpaceAccess extends SpaceCore {
       this.#u32[(base + (i & this.#pageMask)) >>> 2] = value;
       return;
     }
-    scratch.setUint32(0, value, true);
-    this.#transfer(address, 4, true);
+    const view = this.#place(address, 4, true);
+    view.setUint32(this.#at, value, true);
+    this.#spread(view);
   }
 
   getInt32(address: number): number {
@@ -258,7 +276,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn && (i & 3) === 0) {
       return this.#i32[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 2]!;
     }
-    return this.#fetch(address, 4).getInt32(0, true);
+    return this.#place(address, 4, false).getInt32(this.#at, true);
   }
 
   setInt32(address: number, value: number): void {
@@ -270,8 +288,9 @@ export class SpaceAccess extends SpaceCore {
       this.#i32[(base + (i & this.#pageMask)) >>> 2] = value;
       return;
     }
-    scratch.setInt32(0, value, true);
-    this.#transfer(address, 4, true);
+    const view = this.#place(address, 4, true);
+    view.setInt32(this.#at, value, true);
+    this.#spread(view);
   }
 
   getFloat32(address: number): number {
@@ -281,7 +300,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn && (i & 3) === 0) {
       return this.#f32[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 2]!;
     }
-    return this.#fetch(address, 4).getFloat32(0, true);
+    return this.#place(address, 4, false).getFloat32(this.#at, true);
   }
 
   setFloat32(address: number, value: number): void {
@@ -293,8 +312,9 @@ export class SpaceAccess extends SpaceCore {
       this.#f32[(base + (i & this.#pageMask)) >>> 2] = value;
       return;
     }
-    scratch.setFloat32(0, value, true);
-    this.#transfer(address, 4, true);
+    const view = this.#place(address, 4, true);
+    view.setFloat32(this.#at, value, true);
+    this.#spread(view);
   }
 
   getFloat64(address: number): number {
@@ -304,7 +324,7 @@ export class SpaceAccess extends SpaceCore {
     if (i === address && this.tlb[k] === vpn && (i & 7) === 0) {
       return this.#f64[(this.tlb[k + 1]! + (i & this.#pageMask)) >>> 3]!;
     }
-    return this.#fetch(address, 8).getFloat64(0, true);
+    return this.#place(address, 8, false).getFloat64(this.#at, true);
   }
 
   setFloat64(address: number, value: number): void {
@@ -316,26 +336,29 @@ export class SpaceAccess extends SpaceCore {
       this.#f64[(base + (i & this.#pageMask)) >>> 3] = value;
       return;
     }
-    scratch.setFloat64(0, value, true);
-    this.#transfer(address, 8, true);
+    const view = this.#place(address, 8, true);
+    view.setFloat64(this.#at, value, true);
+    this.#spread(view);
   }
 
   getBigInt64(address: number): bigint {
-    return this.#fetch(address, 8).getBigInt64(0, true);
+    return this.#place(address, 8, false).getBigInt64(this.#at, true);
   }
 
   setBigInt64(address: number, value: bigint): void {
-    scratch.setBigInt64(0, value, true);
-    this.#transfer(address, 8, true);
+    const view = this.#place(address, 8, true);
+    view.setBigInt64(this.#at, value, true);
+    this.#spread(view);
   }
 
   getBigUint64(address: number): bigint {
-    return this.#fetch(address, 8).getBigUint64(0, true);
+    return this.#place(address, 8, false).getBigUint64(this.#at, true);
   }
 
   setBigUint64(address: number, value: bigint): void {
-    scratch.setBigUint64(0, value, true);
-    this.#transfer(address, 8, true);
+    const view = this.#place(address, 8, true);
+    view.setBigUint64(this.#at, value, true);
+    this.#spread(view);
   }
 
   /** The word that holds an aligned int32, for Atomics: in which view, at which index. A safepoint. */

@@ -18,7 +18,14 @@
  */
 import { BusError, MmError, SegvError } from "../errors.ts";
 import { PG_ANON, PG_DIRTY, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
-import { endOpenRange, makeRange, MmuNotifierEvent, startRangeOp } from "../notifier/index.ts";
+import {
+  beginRange,
+  endOpenRange,
+  endRange,
+  makeRange,
+  MmuNotifierEvent,
+  startRangeOp,
+} from "../notifier/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { LockRank, lockReadOp, tryLockRead, unlockRead } from "../sync/index.ts";
 import {
@@ -33,8 +40,11 @@ import {
   VM_WRITE,
   type Vma,
 } from "./layout.ts";
-import { type FileCore, fileAt, getPageOp, tryGetPage } from "./pageCache.ts";
+import { type FileCore, fileAt, tryGetPage } from "./pageCache.ts";
+import { getPageOp } from "./pageIn.ts";
 import {
+  busyOf,
+  busySlot,
   isBusy,
   isValid,
   makePte,
@@ -46,8 +56,9 @@ import {
   PTE_WRITE,
   PTE_WRITTEN,
 } from "./pte.ts";
-import { radixEnsure, radixRun } from "./radix.ts";
+import { radixEnsure, radixFind, radixRun } from "./radix.ts";
 import { allocFrameOp } from "./reclaim.ts";
+import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
@@ -78,7 +89,8 @@ const NEW_ANON: number = PTE_VALID | PTE_READ | PTE_WRITTEN | PTE_EXCLUSIVE;
 export function tryFault(space: SpaceCore, vpn: number, write: boolean): number {
   const { agent } = space;
   if (!tryLockRead(agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock)) return FAULT_CONTENDED;
-  const result = faultLocked(space, vpn, write);
+  let result = faultLocked(space, vpn, write);
+  if (result === FAULT_COW) result = tryCopyOnWrite(space, vpn);
   unlockRead(agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock);
   return result;
 }
@@ -93,7 +105,7 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if ((flags & (write ? VM_WRITE : VM_PROT)) === 0) return FAULT_ACCERR;
   const entry = radixEnsure(agent, mm.heap, space.pgd, vpn);
   if (entry === 0) return FAULT_ARENA;
-  const pte = Atomics.load(agent.words, entry);
+  const pte = agent.words[entry]!; // plain: every change from here on is a compare-exchange
   if (isBusy(pte)) return FAULT_BUSY;
   mm.count(CT_MINOR);
   if (isValid(pte))
@@ -155,8 +167,7 @@ function faultAnonymous(space: SpaceCore, entry: Pte, write: boolean): number {
 /** Maps an own frame in an empty entry, or gives it back if somebody was faster. */
 function installAnonymous(space: SpaceCore, entry: Pte, pfn: number): void {
   const { frames } = space.mm;
-  frames.setFlags(pfn, PG_ANON | PG_UPTODATE);
-  frames.addMapcount(pfn, 1);
+  frames.initMapped(pfn, PG_ANON | PG_UPTODATE);
   if (Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, NEW_ANON)) !== 0) {
     frames.addMapcount(pfn, -1);
     frames.put(pfn);
@@ -311,6 +322,7 @@ function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
     space.slot + SP_FAULTQ,
     () => !isBusy(Atomics.load(agent.words, entry)),
     "a busy page-table entry",
+    () => agent.ownerAt(busySlot(Atomics.load(agent.words, entry))),
   );
 }
 
@@ -322,6 +334,58 @@ function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
     `the lock of frame ${pfn}`,
     () => frames.folioOwner(pfn),
   );
+}
+
+const needsCopy = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
+
+/** Fills a fresh frame and puts it in the place of the one that a busy entry had. */
+function installCopy(space: SpaceCore, entry: Pte, old: number, fresh: number): void {
+  const { agent, mm } = space;
+  const { frames } = mm;
+  if (old === ZERO_PFN) frames.zeroFrame(fresh);
+  else frames.copyFrame(fresh, old);
+  frames.initMapped(fresh, PG_ANON | PG_UPTODATE);
+  Atomics.store(agent.words, entry, makePte(fresh, NEW_ANON));
+  wakeQueue(agent.words, space.slot + SP_FAULTQ);
+  if (old !== ZERO_PFN) {
+    frames.addMapcount(old, -1);
+    frames.put(old);
+  }
+  mm.count(CT_COW);
+}
+
+/**
+ * The fast path of copyOnWriteOp(): where no notifier listens and no other agent that runs has the page in its TLB.
+ * Preconditions: mmapLock held for reading.
+ */
+function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
+  const { agent, mm } = space;
+  const w = agent.words;
+  const c = space.notifiers.context;
+  if (!beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
+    endRange(c);
+    return FAULT_COW;
+  }
+  let result = FAULT_COW;
+  const fresh = mm.frames.tryAlloc(false);
+  const entry = radixFind(w, space.pgd, vpn);
+  const pte = Atomics.load(w, entry);
+  if (fresh === 0) result = FAULT_FRAME;
+  else if (!isValid(pte) || !needsCopy(pte))
+    result = FAULT_DONE; // somebody else did it: the access tries again
+  else if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) === pte) {
+    if (markRange(space, vpn, vpn + 1).length === 0) {
+      mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+      installCopy(space, entry, pfnOfPte(pte), fresh);
+      endRange(c);
+      return FAULT_DONE;
+    }
+    Atomics.store(w, entry, pte);
+    wakeQueue(w, space.slot + SP_FAULTQ);
+  }
+  if (fresh !== 0) mm.frames.put(fresh);
+  endRange(c);
+  return result;
 }
 
 /**
@@ -348,22 +412,10 @@ function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
     yield* startRangeOp(c, range);
     mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
     try {
-      const readOnly = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
-      const taken = yield* takeRangeOp(space, vpn, vpn + 1, readOnly);
+      const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
       if (taken.entries.length === 0) return FAULT_DONE; // somebody else did it: the access tries again
-      const old = pfnOfPte(taken.olds[0]!);
-      if (old === ZERO_PFN) frames.zeroFrame(fresh);
-      else frames.copyFrame(fresh, old);
-      frames.setFlags(fresh, PG_ANON | PG_UPTODATE);
-      frames.addMapcount(fresh, 1);
       used = true;
-      Atomics.store(agent.words, taken.entries[0]!, makePte(fresh, NEW_ANON));
-      wakeQueue(agent.words, space.slot + SP_FAULTQ);
-      if (old !== ZERO_PFN) {
-        frames.addMapcount(old, -1);
-        frames.put(old);
-      }
-      mm.count(CT_COW);
+      installCopy(space, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
       return FAULT_DONE;
     } finally {
       endOpenRange(c, range);

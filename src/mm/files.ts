@@ -27,15 +27,9 @@ import {
   FL_WRITABLE,
 } from "./layout.ts";
 import type { Mm } from "./mm.ts";
-import {
-  dropLockedPage,
-  fileAt,
-  type FileCore,
-  getPageOp,
-  markReferenced,
-  syncFileOp,
-  tryGetPage,
-} from "./pageCache.ts";
+import { dropLockedPage, fileAt, type FileCore, markReferenced, tryGetPage } from "./pageCache.ts";
+import { getPageOp } from "./pageIn.ts";
+import { syncFileOp } from "./writeback.ts";
 import { createRadix, destroyRadix, INDEX_END, radixStretches } from "./radix.ts";
 
 function createFile(mm: Mm, size: number, kind: number, writable: boolean): File {

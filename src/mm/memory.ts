@@ -39,7 +39,6 @@ import {
   CT_MAJOR,
   CT_MINOR,
   CT_WRITEBACKS,
-  type File,
   FL_ID,
   FL_KIND,
   FL_STATE,
@@ -54,12 +53,15 @@ import {
   spTlbAt,
 } from "./layout.ts";
 import { Mm } from "./mm.ts";
-import { fileAt, serveFiles, syncFileOp } from "./pageCache.ts";
+import { serveFiles } from "./fileIo.ts";
+import { fileAt } from "./pageCache.ts";
+import { syncFileOp } from "./writeback.ts";
 import { PFN_LIMIT } from "./pte.ts";
 import { reclaimOp } from "./reclaim.ts";
 import { AddressSpace, createSpaceRecord } from "./space.ts";
 import { tlbWords } from "./spaceCore.ts";
 import { Views } from "./views.ts";
+import { settleDead } from "./zap.ts";
 
 export interface MemoryOptions {
   /** Bytes, or "256 MiB": frames never exceed it. */
@@ -133,6 +135,9 @@ export type WaitResult = "ok" | "not-equal" | "timed-out";
 /** Sleeping on a word outside the arena, which rings cannot reach: how long at most without serving others. */
 const FOREIGN_SLICE_MS = 5;
 const WAIT_SLICE_MS = 100;
+/** Free frames zeroed when a turn ends (some 150 ns each), and when an agent goes to wait: the next faults need not. */
+const PREZERO_PER_TURN = 4;
+const PREZERO_PER_WAIT = 64;
 
 /** Something with the events of a worker_threads Worker. */
 export interface WorkerLike {
@@ -184,6 +189,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     agent.turnEnd.push(() => {
       for (const space of mm.activeSpaces) space.deactivate();
       mm.activeSpaces.length = 0;
+      mm.frames.prezero(PREZERO_PER_TURN);
     });
     agent.viewsEnd.push(() => mm.views.dropAll());
     agent.reapers.push((slot, ownerId) => this.#reap(slot, ownerId));
@@ -291,6 +297,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
   ): Promise<WaitResult> {
     this.#checkWords(words, index);
     this.agent.leave();
+    this.mm.frames.prezero(PREZERO_PER_WAIT);
     const loop = loopOf(this.agent);
     const result = Atomics.waitAsync(words, index, value, timeoutMs);
     if (!result.async) return result.value;
@@ -322,6 +329,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       if (Atomics.load(words, index) !== value) return "not-equal";
       const left = until - performance.now();
       if (left <= 0) return "timed-out";
+      this.mm.frames.prezero(PREZERO_PER_WAIT);
       const outcome = this.agent.parkOn(words, index, value, inArena, Math.min(left, slice));
       runReadyTasks(this.agent);
       // A ring looks like a notify; the word says which it was, as far as it changed.
@@ -441,6 +449,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     for (const record of mm.allSpaces()) {
       if (reapRwSem(agent, record + SP_MMAP_LOCK, slot, ownerId)) held = "a space's mmapLock";
       held = mm.spaceAt(record).notifiers.reap(slot, ownerId) ?? held;
+      settleDead(mm.spaceAt(record), slot);
       const table = Atomics.exchange(agent.words, spTlbAt(record, mm.maxAgents, slot), 0);
       if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
     }

@@ -12,46 +12,17 @@
  *
  * Lock order: folio lock > file lock (spin, never held across a call out).
  */
-import { BusError, MmError } from "../errors.ts";
-import {
-  itFirst,
-  itLast,
-  itNext,
-  itStart,
-  PG_DIRTY,
-  PG_ERROR,
-  PG_REFERENCED,
-  PG_UPTODATE,
-} from "../memory/index.ts";
-import {
-  type HostEffect,
-  type Message,
-  MSG_ARG0,
-  MSG_ARG1,
-  MSG_ARG2,
-  MSG_ARG3,
-  MSG_RESULT,
-  MSG_TEXT_LENGTH,
-  type Op,
-  ownerGone,
-  slotOfOwner,
-  waitOp,
-} from "../sched/index.ts";
+import { itFirst, itLast, itNext, itStart, PG_REFERENCED, PG_UPTODATE } from "../memory/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { type Backing, openDescriptor } from "./backing.ts";
 import {
   BACKING_DESCRIPTOR,
-  BACKING_MEMORY,
-  CT_MAJOR,
-  CT_WRITEBACKS,
   type File,
   FL_DESCRIPTOR,
   FL_DESCRIPTOR_BYTES,
-  FL_ERROR,
   FL_ID,
   FL_KIND,
   FL_LOCK,
-  FL_OPENER,
   FL_PAGES,
   FL_ROOT,
   FL_SIZE,
@@ -59,8 +30,6 @@ import {
   FL_VMAS,
   FL_WRITABLE,
   FILE_LIVE,
-  MESSAGE_READ,
-  MESSAGE_WRITE,
   type Pte,
   SP_USERS,
   type Space,
@@ -69,9 +38,7 @@ import {
   type Vma,
 } from "./layout.ts";
 import type { Mm } from "./mm.ts";
-import { allocFrameOp } from "./reclaim.ts";
-import { radixEnsure, radixFind, radixStretches } from "./radix.ts";
-import { cleanPagesOp } from "./rmap.ts";
+import { radixFind } from "./radix.ts";
 
 /** A file as the inner functions of the row see it. */
 export class FileCore {
@@ -194,7 +161,7 @@ export function mappingsOf(file: FileCore, index: number, pages: number): FileMa
   return found;
 }
 
-// ---- finding and reading pages ------------------------------------------------------------------------------------
+// ---- pages ----------------------------------------------------------------------------------------------------------
 
 /** A frame of the cache with a reference, if it is there, up to date and not locked; else 0. Never waits. */
 export function tryGetPage(file: FileCore, index: number): number {
@@ -209,111 +176,6 @@ export function tryGetPage(file: FileCore, index: number): number {
   return 0;
 }
 
-/**
- * The frame of a page, up to date, with a reference that the caller gives back. Reads it in if need be.
- * Errors: BusError beyond the end of the file or where the backing fails, ENOMEM.
- */
-export function* getPageOp(file: FileCore, index: number, address: number): Op<number> {
-  const { frames, agent } = file.mm;
-  for (;;) {
-    const present = tryGetPage(file, index);
-    if (present !== 0) return present;
-    if (index >= file.pages) throw new BusError("access", address, "the file ends before this page");
-    const entry = radixEnsure(agent, file.mm.heap, file.root, index);
-    if (entry === 0)
-      throw new MmError("ENOMEM", "access", "the arena is full; create the memory with a larger arena");
-    const value = Atomics.load(agent.words, entry);
-    if (value === 0) {
-      yield* readAroundOp(file, index, address);
-      continue;
-    }
-    // Being read, reclaimed or removed by somebody: its lock says when that is over.
-    const pfn = value - 1;
-    yield* waitOp(
-      frames.queueOf(pfn),
-      () =>
-        Atomics.load(agent.words, entry) !== value ||
-        !frames.isLocked(pfn) ||
-        (frames.flags(pfn) & PG_UPTODATE) !== 0,
-      `page ${index} of file ${file.id}`,
-      () => frames.folioOwner(pfn),
-    );
-  }
-}
-
-/** Reads the missing pages of the cluster around `index`. */
-function* readAroundOp(file: FileCore, index: number, address: number): Op<void> {
-  const { mm } = file;
-  const { frames } = mm;
-  const window = frames.clusterFrames;
-  const first = file.kind === BACKING_MEMORY ? index : Math.floor(index / window) * window;
-  const end = file.kind === BACKING_MEMORY ? index + 1 : Math.min(first + window, file.pages);
-  const pfns = yield* claimPagesOp(file, first, end, index);
-  if (pfns.size === 0) return;
-  mm.count(CT_MAJOR);
-  let failure: unknown;
-  let missing: ReadonlySet<number> = new Set();
-  try {
-    if (file.kind !== BACKING_MEMORY) missing = yield* transferOp(file, pfns, MESSAGE_READ);
-  } catch (error) {
-    failure = error;
-  }
-  for (const [at, pfn] of pfns) {
-    if (failure !== undefined || missing.has(at)) dropLockedPage(file, at, pfn);
-    else {
-      frames.setFlags(pfn, PG_UPTODATE);
-      frames.unlockFolio(pfn);
-    }
-  }
-  if (failure !== undefined) {
-    throw new BusError("access", address, `reading the file failed: ${textOf(failure)}`, failure);
-  }
-  if (missing.has(index))
-    throw new BusError("access", address, "the file is shorter than when it was opened");
-}
-
-const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
-
-/** Puts locked frames into the cache for the pages of `[first, end)` that are not there; `wanted` among them if possible. */
-function* claimPagesOp(file: FileCore, first: number, end: number, wanted: number): Op<Map<number, number>> {
-  const { mm } = file;
-  const { frames, agent } = mm;
-  const claimed = new Map<number, number>();
-  const whole = end - first === frames.clusterFrames && clusterIsEmpty(file, first, end);
-  let cluster = whole ? frames.tryAllocCluster() : 0;
-  // Only what is wanted may wait for memory; its neighbours are a bonus.
-  const single = cluster === 0 ? yield* allocFrameOp(mm, file.kind === BACKING_MEMORY) : 0;
-  if (single !== 0 && whole && frames.clusterFrames > 1) {
-    // Reclaim may just have made a whole cluster free.
-    cluster = frames.tryAllocCluster();
-    if (cluster !== 0) frames.put(single);
-  }
-  for (let index = first; index < end; index++) {
-    const entry = radixEnsure(agent, mm.heap, file.root, index);
-    let pfn = cluster !== 0 ? cluster + (index - first) : index === wanted ? single : 0;
-    if (pfn === 0 && entry !== 0 && Atomics.load(agent.words, entry) === 0 && file.kind !== BACKING_MEMORY) {
-      pfn = frames.tryAlloc(false);
-    }
-    if (pfn === 0) continue;
-    frames.tryLockFolio(pfn); // nobody else can find it yet
-    frames.setMapping(pfn, file.slot, index);
-    if (entry !== 0 && Atomics.compareExchange(agent.words, entry, 0, pfn + 1) === 0) {
-      Atomics.add(agent.words, file.slot + FL_PAGES, 1);
-      claimed.set(index, pfn);
-    } else {
-      frames.setMapping(pfn, 0, 0);
-      frames.unlockFolio(pfn);
-      frames.put(pfn);
-    }
-  }
-  return claimed;
-}
-
-function clusterIsEmpty(file: FileCore, first: number, end: number): boolean {
-  for (let index = first; index < end; index++) if (file.frameOf(index) !== 0) return false;
-  return true;
-}
-
 /** Takes a locked page out of the cache and gives its reference back. Preconditions: not mapped. */
 export function dropLockedPage(file: FileCore, index: number, pfn: number): void {
   const { frames, agent } = file.mm;
@@ -323,262 +185,6 @@ export function dropLockedPage(file: FileCore, index: number, pfn: number): void
   frames.setMapping(pfn, 0, 0);
   frames.unlockFolio(pfn);
   frames.put(pfn);
-}
-
-// ---- I/O ----------------------------------------------------------------------------------------------------------------
-
-interface Piece {
-  readonly index: number;
-  readonly pfn: number;
-  readonly pages: number;
-}
-
-/** Cuts pages into pieces that lie together in the file and in memory. */
-function piecesOf(file: FileCore, pfns: ReadonlyMap<number, number>): Piece[] {
-  const pieces: Piece[] = [];
-  for (const [index, pfn] of [...pfns].toSorted((a, b) => a[0] - b[0])) {
-    const before = pieces.at(-1);
-    const joins =
-      before &&
-      before.index + before.pages === index &&
-      before.pfn + before.pages === pfn &&
-      file.mm.frames.adjacent(pfn - 1, pfn);
-    if (joins) pieces[pieces.length - 1] = { ...before, pages: before.pages + 1 };
-    else pieces.push({ index, pfn, pages: 1 });
-  }
-  return pieces;
-}
-
-/** Reads or writes locked frames (page index -> frame). Returns the pages that the backing no longer has. */
-function* transferOp(
-  file: FileCore,
-  pfns: ReadonlyMap<number, number>,
-  kind: number,
-): Op<ReadonlySet<number>> {
-  const backing = file.backing();
-  const missing = new Set<number>();
-  for (const piece of piecesOf(file, pfns)) {
-    let done = 0;
-    if (backing) {
-      yield hostTransfer(file, backing, piece, kind, (bytes) => (done = bytes));
-    } else done = yield* askOpenerOp(file, piece, kind);
-    if (kind === MESSAGE_READ) noteRead(file, piece, done, missing);
-  }
-  return missing;
-}
-
-/** Zeroes what a read did not fill, and notes pages that the backing does not have. */
-function noteRead(file: FileCore, piece: Piece, bytes: number, missing: Set<number>): void {
-  const { frames, pageSize } = file.mm;
-  const all = piece.pages * pageSize;
-  if (bytes >= all) return;
-  frames.bytesOf(piece.pfn, piece.pages).fill(0, bytes);
-  for (let k = Math.ceil(bytes / pageSize); k < piece.pages; k++) {
-    if ((piece.index + k) * pageSize < file.size) missing.add(piece.index + k);
-  }
-}
-
-/** The backing's own operation on a piece, as an effect. Also what the opener runs for others. */
-function hostTransfer(
-  file: FileCore,
-  backing: Backing,
-  piece: Piece,
-  kind: number,
-  done: (bytes: number) => void,
-): HostEffect {
-  const { frames, pageSize } = file.mm;
-  const offset = piece.index * pageSize;
-  const length = Math.min(piece.pages * pageSize, Math.max(0, file.size - offset));
-  const bytes = frames.bytesOf(piece.pfn, piece.pages).subarray(0, length);
-  if (kind === MESSAGE_READ) {
-    const { readSync } = backing;
-    return {
-      kind: "host",
-      what: `a read of file ${file.id}`,
-      sync: readSync && ((): void => done(readSync.call(backing, offset, bytes))),
-      start: async () => done(await backing.read(offset, bytes)),
-    };
-  }
-  const { writeSync } = backing;
-  return {
-    kind: "host",
-    what: `a write to file ${file.id}`,
-    sync:
-      writeSync &&
-      ((): void => {
-        writeSync.call(backing, offset, bytes);
-        done(length);
-      }),
-    start: async () => {
-      if (!backing.write) throw new MmError("EACCES", "write", "this backing cannot be written");
-      await backing.write(offset, bytes);
-      done(length);
-    },
-  };
-}
-
-function* askOpenerOp(file: FileCore, piece: Piece, kind: number): Op<number> {
-  const { agent } = file.mm;
-  const w = agent.words;
-  const owner = Atomics.load(w, file.slot + FL_OPENER);
-  const gone = (): MmError =>
-    new MmError(
-      "EIO",
-      "access",
-      `agent ${slotOfOwner(owner)}, which opened this file and served it, is gone`,
-    );
-  if (ownerGone(w, owner)) throw gone();
-  let m = agent.tryReserveMessage(kind);
-  if (m === 0) yield* waitOp(0, () => (m = agent.tryReserveMessage(kind)) !== 0, "a free message");
-  Atomics.store(w, m + MSG_ARG0, file.slot);
-  Atomics.store(w, m + MSG_ARG1, piece.pfn);
-  Atomics.store(w, m + MSG_ARG2, piece.pages);
-  Atomics.store(w, m + MSG_ARG3, piece.index);
-  agent.send(slotOfOwner(owner), m, false);
-  yield* waitOp(
-    0,
-    () => agent.messageDone(m) || ownerGone(w, owner),
-    `file ${file.id}`,
-    () => owner,
-  );
-  const text = Atomics.load(w, m + MSG_TEXT_LENGTH) > 0 ? agent.messageText(m) : "";
-  const bytes = Atomics.load(w, m + MSG_RESULT);
-  const done = agent.messageDone(m);
-  agent.freeMessage(m);
-  if (!done) throw gone();
-  if (text !== "") throw new MmError("EIO", "access", text);
-  return bytes;
-}
-
-/** Serves other agents' reads and writes of the files that this agent opened. */
-export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknown) => void) => void): void {
-  const { agent } = mm;
-  const w = agent.words;
-  const serve =
-    (kind: number) =>
-    (m: Message): true => {
-      const slot = Atomics.load(w, m + MSG_ARG0) as File;
-      const backing = mm.backings.get(slot);
-      if (!backing) throw new MmError("ESRCH", "file", "the file is not open in this agent");
-      const file = fileAt(mm, slot);
-      const piece: Piece = {
-        pfn: Atomics.load(w, m + MSG_ARG1),
-        pages: Atomics.load(w, m + MSG_ARG2),
-        index: Atomics.load(w, m + MSG_ARG3),
-      };
-      const effect = hostTransfer(file, backing, piece, kind, (bytes) =>
-        Atomics.store(w, m + MSG_RESULT, bytes),
-      );
-      start(
-        (function* (): Op<void> {
-          yield effect;
-        })(),
-        (error) => {
-          if (error !== undefined) agent.setMessageText(m, textOf(error));
-          agent.finishMessage(m);
-        },
-      );
-      return true;
-    };
-  agent.handle(MESSAGE_READ, serve(MESSAGE_READ));
-  agent.handle(MESSAGE_WRITE, serve(MESSAGE_WRITE));
-}
-
-// ---- writing back --------------------------------------------------------------------------------------------------------
-
-/**
- * Writes the dirty ones of these locked pages to the backing; false if that failed, and they are dirty again.
- * Preconditions: folio locks held; no page-table entry that permits writing, acknowledged.
- */
-export function* writeLockedOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<boolean> {
-  const { mm } = file;
-  const { frames } = mm;
-  const dirty = new Map<number, number>();
-  for (const [index, pfn] of pfns)
-    if ((frames.clearFlags(pfn, PG_DIRTY) & PG_DIRTY) !== 0) dirty.set(index, pfn);
-  if (dirty.size === 0) return true;
-  try {
-    yield* transferOp(file, dirty, MESSAGE_WRITE);
-    mm.count(CT_WRITEBACKS, dirty.size);
-    return true;
-  } catch (error) {
-    for (const pfn of dirty.values()) frames.setFlags(pfn, PG_DIRTY | PG_ERROR);
-    Atomics.store(mm.agent.words, file.slot + FL_ERROR, 1);
-    mm.agent.report(new MmError("EIO", "write-back", `writing to file ${file.id} failed`, { cause: error }));
-    return false;
-  }
-}
-
-/**
- * Writes every dirty page of `[first, end)` to the backing and flushes it. What was stored before it began is written.
- * Errors: EIO if this or an earlier write-back failed; reported once.
- */
-export function* syncFileOp(file: FileCore, first: number, end: number): Op<void> {
-  const { frames, agent } = file.mm;
-  const w = agent.words;
-  if (file.kind === BACKING_MEMORY) return;
-  const dirty: number[] = [];
-  radixStretches(w, file.root, first, end, (entry, index, count) => {
-    for (let k = 0; k < count; k++) {
-      const pfn = Atomics.load(w, entry + k) - 1;
-      if (pfn > 0 && (frames.flags(pfn) & PG_DIRTY) !== 0) dirty.push(index + k);
-    }
-  });
-  const window = frames.clusterFrames;
-  for (let k = 0; k < dirty.length;) {
-    let n = 1;
-    while (k + n < dirty.length && n < window && dirty[k + n] === dirty[k]! + n) n++;
-    yield* syncRunOp(file, dirty[k]!, n);
-    k += n;
-  }
-  const backing = file.backing();
-  if (file.writable && backing?.flush) {
-    const { flush, flushSync } = backing;
-    yield {
-      kind: "host",
-      what: `a flush of file ${file.id}`,
-      sync: flushSync && ((): void => flushSync.call(backing)),
-      start: () => flush.call(backing),
-    };
-  }
-  if (Atomics.exchange(w, file.slot + FL_ERROR, 0) !== 0) {
-    throw new MmError("EIO", "sync", `writing to file ${file.id} failed; the pages stay dirty and in memory`);
-  }
-}
-
-/** Cleans and writes a run of pages. */
-function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
-  const { frames } = file.mm;
-  const locked = new Map<number, number>();
-  try {
-    for (let k = 0; k < pages; k++) {
-      const pfn = tryGetPage(file, index + k);
-      if (pfn === 0) continue;
-      try {
-        // Only the first is waited for: two agents that each hold half of a run would wait for each other.
-        if (locked.size === 0) yield* frames.lockFolioOp(pfn);
-        else if (!frames.tryLockFolio(pfn)) {
-          frames.put(pfn);
-          break;
-        }
-      } catch (error) {
-        frames.put(pfn);
-        throw error;
-      }
-      locked.set(index + k, pfn);
-    }
-    yield* cleanPagesOp(file, index, pages);
-    yield* writeLockedOp(file, locked);
-  } finally {
-    for (const pfn of locked.values()) {
-      frames.unlockFolio(pfn);
-      frames.put(pfn);
-    }
-  }
-  if (locked.size < pages) {
-    const rest = index + Math.max(1, locked.size);
-    if (rest < index + pages) yield* syncRunOp(file, rest, index + pages - rest);
-  }
 }
 
 /** Marks a page used other than through a page table. */

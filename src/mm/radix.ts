@@ -4,6 +4,9 @@
  *
  * Tables are added by compare-exchange, by any agent, without a lock; they are freed with their tree only, so a walk
  * never meets a freed one. Entries are the callers' business.
+ *
+ * The pointers to tables are read with plain loads: each changes once, from 0, by compare-exchange. A stale 0 sends the
+ * reader to a slower path that looks again with Atomics; a pointer that is seen leads to a table that was zeroed before.
  */
 import { allocWords, freeWords, HEAP_PAGE_WORDS } from "../memory/index.ts";
 import type { Agent } from "../sched/index.ts";
@@ -25,15 +28,15 @@ export function createRadix(agent: Agent, heap: number): number {
 
 /** The entry of an index, or 0 if no table covers it. */
 export function radixFind(w: Int32Array, root: number, index: number): Pte {
-  const middle = Atomics.load(w, root + (index >>> TOP_SHIFT));
+  const middle = w[root + (index >>> TOP_SHIFT)]!;
   if (middle === 0) return 0 as Pte;
-  const leaf = Atomics.load(w, middle + ((index >>> LEAF_BITS) & LEAF_MASK));
+  const leaf = w[middle + ((index >>> LEAF_BITS) & LEAF_MASK)]!;
   return (leaf === 0 ? 0 : leaf + (index & LEAF_MASK)) as Pte;
 }
 
 function ensureTable(agent: Agent, heap: number, at: number): number {
   const w = agent.words;
-  const table = Atomics.load(w, at);
+  const table = w[at]!;
   if (table !== 0) return table;
   const fresh = allocWords(agent, heap, HEAP_PAGE_WORDS);
   if (fresh === 0) return 0;

@@ -16,11 +16,12 @@ import {
   PG_RESERVED,
   PG_UPTODATE,
 } from "../memory/index.ts";
-import type { Op } from "../sched/index.ts";
+import { type Op, waitOp } from "../sched/index.ts";
 import type { Pfn } from "../units.ts";
 import { BACKING_MEMORY, CT_EVICTIONS, type File, FL_PAGES } from "./layout.ts";
 import type { Mm } from "./mm.ts";
-import { type FileCore, fileAt, writeLockedOp } from "./pageCache.ts";
+import { writeLockedOp } from "./fileIo.ts";
+import { type FileCore, fileAt } from "./pageCache.ts";
 import { agePages, unmapPagesOp } from "./rmap.ts";
 
 /** A fault that finds no frame frees this share of all, so that the next ones find some. */
@@ -39,9 +40,10 @@ const batchOf = (mm: Mm): number =>
  * Errors: ENOMEM if everything is pinned, anonymous or refused; nothing is lost then.
  */
 export function* allocFrameOp(mm: Mm, zeroed: boolean): Op<Pfn> {
+  const { frames } = mm;
   for (let dry = 0; ;) {
-    const pfn = mm.frames.tryAlloc(zeroed);
-    if (pfn !== 0) return pfn;
+    const free = frames.tryAlloc(zeroed);
+    if (free !== 0) return free;
     const freed = yield* reclaimOp(mm, batchOf(mm));
     if (freed > 0 || mm.frames.free > 0) continue;
     if (++dry >= ROUNDS) {
@@ -51,8 +53,16 @@ export function* allocFrameOp(mm: Mm, zeroed: boolean): Op<Pfn> {
         `all ${mm.frames.count} frames are in use and none can be reclaimed; use a larger budget, or unmap something`,
       );
     }
-    // Another agent may be about to give frames back.
-    yield { kind: "point", what: "out of frames" };
+    // Another agent may be about to give frames back: one whose pages are being read, written or taken.
+    const pfn = frames.findLocked();
+    if (pfn < 0) continue;
+    dry--;
+    yield* waitOp(
+      frames.queueOf(pfn),
+      () => !frames.isLocked(pfn),
+      "frames that others hold",
+      () => frames.folioOwner(pfn),
+    );
   }
 }
 

@@ -34,7 +34,8 @@ import {
   type Prot,
 } from "./mappings.ts";
 import type { Mm } from "./mm.ts";
-import { fileAt, syncFileOp } from "./pageCache.ts";
+import { fileAt } from "./pageCache.ts";
+import { syncFileOp } from "./writeback.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_EXCLUSIVE, PTE_SOFT_DIRTY } from "./pte.ts";
 import { createRadix, destroyRadix, radixFind } from "./radix.ts";
 import { allVmas, fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";

@@ -144,7 +144,7 @@ export class SpaceCore {
     const w = this.agent.words;
     const entry = radixFind(w, this.pgd, vpn);
     if (entry === 0) return false;
-    let pte = Atomics.load(w, entry);
+    let pte = w[entry]!; // plain: #insert() looks again
     for (;;) {
       if (!isValid(pte) || (pte & PTE_READ) === 0) return false;
       const needed = write ? PTE_WRITTEN : PTE_ACCESSED;
@@ -167,8 +167,9 @@ export class SpaceCore {
     const k = (vpn & this.tlbMask) << TLB_ENTRY_SHIFT;
     const pfn = pfnOfPte(pte);
     const near = frames.segmentOf(pfn) === 0;
-    Atomics.store(table, k, TAG_NONE);
-    Atomics.store(table, k + 1, (near ? frames.offsetOf(pfn) : pfn << 1) | (write ? TLB_WRITE : 0));
+    // Only this agent reads the base. The atomic store of the tag also makes visible what was stored through the entry
+    // that goes, before that entry is gone.
+    table[k + 1] = (near ? frames.offsetOf(pfn) : pfn << 1) | (write ? TLB_WRITE : 0);
     Atomics.store(table, k, near ? vpn : vpn | TAG_FAR);
     const now = Atomics.load(this.agent.words, entry);
     const same =

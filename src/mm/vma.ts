@@ -41,10 +41,9 @@ import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 export const vmaStart = (space: SpaceCore, vma: Vma): number => itStart(space.agent, vma);
 /** Byte after the vma. */
 export const vmaEnd = (space: SpaceCore, vma: Vma): number => itLast(space.agent, vma) + 1;
-export const vmaFlags = (space: SpaceCore, vma: Vma): number =>
-  Atomics.load(space.agent.words, vma + VMA_FLAGS);
-export const vmaFile = (space: SpaceCore, vma: Vma): File =>
-  Atomics.load(space.agent.words, vma + VMA_FILE) as File;
+/** Plain loads: these change under mmapLock for writing, and are read under it. */
+export const vmaFlags = (space: SpaceCore, vma: Vma): number => space.agent.words[vma + VMA_FLAGS]!;
+export const vmaFile = (space: SpaceCore, vma: Vma): File => space.agent.words[vma + VMA_FILE] as File;
 
 /** Page of the file that stands at a virtual page of the vma. */
 export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {

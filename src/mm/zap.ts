@@ -8,8 +8,8 @@
 import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { SP_FAULTQ } from "./layout.ts";
-import { busyOf, isBusy, isValid, pfnOfPte, PTE_DIRTY, PTE_EXCLUSIVE } from "./pte.ts";
-import { radixStretches } from "./radix.ts";
+import { busyOf, busySlot, isBusy, isValid, pfnOfPte, PTE_DIRTY, PTE_EXCLUSIVE, settleBusy } from "./pte.ts";
+import { INDEX_END, radixStretches } from "./radix.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 
@@ -36,7 +36,7 @@ function takeEntries(space: SpaceCore, start: number, end: number, wants: Wants 
       for (let pte = Atomics.load(w, entry); pte !== 0;) {
         if (isBusy(pte)) taken.blocked = true;
         if (!isValid(pte) || (wants && !wants(pte, vpn + k))) break;
-        const seen = Atomics.compareExchange(w, entry, pte, busyOf(pte));
+        const seen = Atomics.compareExchange(w, entry, pte, busyOf(pte, space.agent.slot));
         if (seen === pte) {
           taken.entries.push(entry);
           taken.olds.push(pte);
@@ -79,16 +79,24 @@ export function* takeRangeOp(space: SpaceCore, start: number, end: number, wants
     }
     // Settle ours before waiting for theirs: two that hold each other's would wait for ever.
     dropTaken(space, taken);
-    const blocked = (): boolean => isAnyBusy(space, start, end);
-    yield* waitOp(space.slot + SP_FAULTQ, () => !blocked(), "a busy page-table entry");
+    yield* waitOp(
+      space.slot + SP_FAULTQ,
+      () => firstBusy(space, start, end) === 0,
+      "a busy page-table entry",
+      () => space.agent.ownerAt(busySlot(firstBusy(space, start, end))),
+    );
   }
 }
 
-function isAnyBusy(space: SpaceCore, start: number, end: number): boolean {
+/** The first busy entry of a range, 0 if there is none. */
+function firstBusy(space: SpaceCore, start: number, end: number): number {
   const w = space.agent.words;
-  let busy = false;
+  let busy = 0;
   radixStretches(w, space.pgd, start, end, (first, _vpn, count) => {
-    for (let k = 0; k < count && !busy; k++) busy = isBusy(Atomics.load(w, first + k));
+    for (let k = 0; k < count && busy === 0; k++) {
+      const pte = Atomics.load(w, first + k);
+      if (isBusy(pte)) busy = pte;
+    }
   });
   return busy;
 }
@@ -157,4 +165,16 @@ export function* changeRangeOp(
     });
     throw error;
   }
+}
+
+/** Settles the entries that a dead agent left busy: as it was before, but for rights that the next fault gives back. */
+export function settleDead(space: SpaceCore, slot: number): void {
+  const w = space.agent.words;
+  radixStretches(w, space.pgd, 0, INDEX_END, (first, _vpn, count) => {
+    for (let k = 0; k < count; k++) {
+      const pte = Atomics.load(w, first + k);
+      if (isBusy(pte) && busySlot(pte) === slot) Atomics.compareExchange(w, first + k, pte, settleBusy(pte));
+    }
+  });
+  wakeQueue(w, space.slot + SP_FAULTQ);
 }

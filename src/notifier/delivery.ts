@@ -21,11 +21,13 @@ import {
   MSG_ARG2,
   MSG_ARG3,
   MSG_END,
+  MSG_FROM,
   MSG_RESULT,
   MSG_START,
   MSG_SUBJECT,
   MSG_TEXT_LENGTH,
   type Op,
+  ownerAlive,
   ownerGone,
   promiseOp,
   slotOfOwner,
@@ -49,6 +51,7 @@ import {
   ANSWER_YOUNG,
   type Interval,
   IV_OWNER,
+  LIST_OPS,
   type ListNotifier,
   LN_ANSWER,
   LN_ANSWER_END,
@@ -56,6 +59,7 @@ import {
   LN_BITS,
   LN_BITS_LENGTH,
   LN_BITS_START,
+  LN_GENERATION,
   LN_NEXT,
   LN_OP_CLEAR_FLUSH_YOUNG,
   LN_OP_CLEAR_YOUNG,
@@ -71,6 +75,7 @@ import {
   RANGE_BLOCKABLE,
   RANGE_EVENT_MASK,
   RESULT_DONE,
+  RESULT_PROMISED,
   RESULT_REFUSED,
   RESULT_THREW,
   SUBS_LIST,
@@ -83,6 +88,7 @@ import {
   currentSeq,
   endRange,
   firstInterval,
+  joinRange,
   nextInterval,
   type SubsContext,
 } from "./subscriptions.ts";
@@ -108,15 +114,34 @@ export interface OpenRange extends MmuNotifierRange {
 /** What came of calling subscribers. */
 interface Outcome {
   refused: boolean;
-  failed: boolean;
+  /** The first failure: a callback threw, or returned a promise where nobody can wait for it. */
+  failed: false | "threw" | "promised";
   error: unknown;
 }
 
-const fail = (outcome: Outcome, error: unknown): void => {
-  if (outcome.failed) return;
-  outcome.failed = true;
+const noOutcome = (): Outcome => ({ refused: false, failed: false, error: undefined });
+
+const fail = (outcome: Outcome, error: unknown, how: "threw" | "promised" = "threw"): void => {
+  if (outcome.failed !== false) return;
+  outcome.failed = how;
   outcome.error = error;
 };
+
+const outcomeError = (outcome: Outcome, operation: string, range: MmuNotifierRange): MmError =>
+  outcome.failed === "promised"
+    ? new MmError(
+        "EDEADLK",
+        operation,
+        "a callback in an agent that may block returned a promise; return a plain value or an Op",
+        { range },
+      )
+    : new MmError("ECALLBACK", operation, "a notifier callback threw; see cause", {
+        range,
+        cause: outcome.error,
+      });
+
+const refusedBlockable = (operation: string, range: MmuNotifierRange): MmError =>
+  new MmError("EINVAL", operation, "a callback refused a blockable range; it must succeed", { range });
 
 /** Runs user code with operations forbidden. */
 function inCallback<T>(agent: Agent, call: () => T): T {
@@ -128,9 +153,30 @@ function inCallback<T>(agent: Agent, call: () => T): T {
   }
 }
 
+/** Runs a coroutine callback: every step of it is inside the callback. */
+function* inCallbackOp<T>(agent: Agent, op: Op<T>): Op<T> {
+  let input: { error: unknown } | undefined;
+  for (;;) {
+    const r = inCallback(agent, () => (input ? op.throw(input.error) : op.next()));
+    if (r.done === true) return r.value;
+    input = undefined;
+    try {
+      yield r.value;
+    } catch (error) {
+      input = { error };
+    }
+  }
+}
+
 /** Settles what a callback returned, as far as the range and the agent allow waiting. */
-function* settleCallbackOp<T>(agent: Agent, range: MmuNotifierRange, result: MaybeOp<T>): Op<T> {
+function* settleCallbackOp<T>(
+  agent: Agent,
+  range: MmuNotifierRange,
+  result: MaybeOp<T>,
+  outcome: Outcome,
+): Op<T | void> {
   if (isPromise(result)) {
+    if (!range.blockable || agent.mayBlock) Promise.resolve(result).catch(() => {}); // nobody waits for it
     if (!range.blockable) {
       throw new MmError(
         "EINVAL",
@@ -140,12 +186,8 @@ function* settleCallbackOp<T>(agent: Agent, range: MmuNotifierRange, result: May
       );
     }
     if (agent.mayBlock) {
-      throw new MmError(
-        "EDEADLK",
-        "callback",
-        "a callback in an agent that may block returned a promise; return a plain value or an Op",
-        { range },
-      );
+      fail(outcome, undefined, "promised");
+      return;
     }
     return yield* promiseOp(result, "a notifier callback");
   }
@@ -155,7 +197,7 @@ function* settleCallbackOp<T>(agent: Agent, range: MmuNotifierRange, result: May
         range,
       });
     }
-    return (yield* result) as T;
+    return (yield* inCallbackOp(agent, result as Op<T>)) as T;
   }
   return result as T;
 }
@@ -174,7 +216,7 @@ export function* startRangeOp(c: DeliveryContext, range: OpenRange, proceed = fa
 
 /** The interval half of exit: every interval hears of Release, list notifiers have an op of their own for it. */
 export function* releaseIntervalsOp(c: DeliveryContext, range: MmuNotifierRange): Op<void> {
-  const outcome: Outcome = { refused: false, failed: false, error: undefined };
+  const outcome = noOutcome();
   beginRange(c, range.start, range.end);
   try {
     const first = firstInterval(c, range.start, range.end);
@@ -182,19 +224,12 @@ export function* releaseIntervalsOp(c: DeliveryContext, range: MmuNotifierRange)
   } finally {
     endRange(c);
   }
-  if (outcome.failed) {
-    c.agent.report(
-      new MmError("ECALLBACK", "release", "a notifier callback threw; see cause", {
-        range,
-        cause: outcome.error,
-      }),
-    );
-  }
+  if (outcome.failed !== false) c.agent.report(outcomeError(outcome, "release", range));
 }
 
 /** Preconditions: beginRange() said false. */
 export function* tellStartOp(c: DeliveryContext, range: OpenRange, proceed: boolean): Op<void> {
-  const outcome: Outcome = { refused: false, failed: false, error: undefined };
+  const outcome = noOutcome();
   let listed = false;
   try {
     const first = firstInterval(c, range.start, range.end);
@@ -205,28 +240,24 @@ export function* tellStartOp(c: DeliveryContext, range: OpenRange, proceed: bool
     }
   } catch (error) {
     // The wait itself failed: close the range and give up.
-    if (listed) endList(c, range);
     endRange(c);
+    if (listed) endList(c, range);
     throw error;
   }
   if (outcome.refused) {
-    if (listed) endList(c, range);
     endRange(c);
+    if (listed) endList(c, range);
     throw new MmError("EAGAIN", "invalidateRangeStart", "a notifier cannot answer without waiting", {
       range,
     });
   }
-  if (!outcome.failed) return;
-  const error = new MmError("ECALLBACK", "invalidateRangeStart", "a notifier callback threw; see cause", {
-    range,
-    cause: outcome.error,
-  });
+  if (outcome.failed === false) return;
+  const error = outcomeError(outcome, "invalidateRangeStart", range);
   if (proceed) {
     c.agent.report(error);
     return;
   }
-  endList(c, range);
-  endRange(c);
+  endOpenRange(c, range);
   throw error;
 }
 
@@ -281,17 +312,10 @@ function* invalidateOwnOp(
   try {
     const result = inCallback(c.agent, () => interval.ops!.invalidate(interval, range, curSeq));
     const answer =
-      isOp(result) || isPromise(result) ? yield* settleCallbackOp(c.agent, range, result) : result;
+      isOp(result) || isPromise(result) ? yield* settleCallbackOp(c.agent, range, result, outcome) : result;
     if (answer !== false) return;
     if (!range.blockable) outcome.refused = true;
-    else {
-      fail(
-        outcome,
-        new MmError("EINVAL", "invalidate", "a callback refused a blockable range; it must succeed", {
-          range,
-        }),
-      );
-    }
+    else fail(outcome, refusedBlockable("invalidate", range));
   } catch (error) {
     fail(outcome, error);
   } finally {
@@ -328,16 +352,22 @@ function fillRange(
 
 function* askOp(agent: Agent, m: Message, owner: number, outcome: Outcome): Op<void> {
   const w = agent.words;
-  agent.send(slotOfOwner(owner), m, false);
-  yield* waitOp(
-    0,
-    () => agent.messageDone(m) || ownerGone(w, owner),
-    `a notifier in agent ${slotOfOwner(owner)}`,
-    () => owner,
-  );
-  if (Atomics.load(w, m + MSG_RESULT) === RESULT_REFUSED) outcome.refused = true;
-  else if (agent.messageDone(m) && Atomics.load(w, m + MSG_TEXT_LENGTH) > 0 && !ownerGone(w, owner)) {
-    fail(outcome, new Error(`in agent ${slotOfOwner(owner)}: ${agent.messageText(m)}`));
+  const slot = slotOfOwner(owner);
+  if (agent.sendTo(owner, m, false)) {
+    yield* waitOp(
+      0,
+      () => agent.messageDone(m) || ownerGone(w, owner),
+      `a notifier in agent ${slot}`,
+      () => owner,
+    );
+  }
+  // What is gone has no translations; its reaper's answer is no failure.
+  if (agent.messageDone(m) && ownerAlive(w, owner)) {
+    const result = Atomics.load(w, m + MSG_RESULT);
+    if (result === RESULT_REFUSED) outcome.refused = true;
+    else if (result === RESULT_PROMISED) fail(outcome, undefined, "promised");
+    else if (Atomics.load(w, m + MSG_TEXT_LENGTH) > 0)
+      fail(outcome, new Error(`in agent ${slot}: ${agent.messageText(m)}`));
   }
   agent.freeMessage(m);
 }
@@ -354,6 +384,16 @@ function* askIntervalsOp(
   fillRange(c, m, range, first, curSeq);
   yield* askOp(c.agent, m, owner, outcome);
 }
+
+const RESULT_OF = {
+  false: RESULT_DONE,
+  threw: RESULT_THREW,
+  promised: RESULT_PROMISED,
+} as const;
+
+/** What a message of a list notifier carries in ARG3. */
+const packOp = (w: Int32Array, ln: ListNotifier, op: number): number =>
+  op + LIST_OPS * Atomics.load(w, ln + LN_GENERATION);
 
 const textOf = (error: unknown): string =>
   (error instanceof Error ? error.message : String(error)) || "threw nothing";
@@ -375,13 +415,13 @@ export function handleMessages(agent: Agent, local: LocalSubscribers): void {
       ...(owner === 0 ? {} : { owner }),
     };
   };
-  /** Runs `op`, and answers the message now or when it is done. */
-  const answer = (m: Message, op: Op<void>, outcome: Outcome): true => {
+  /** Runs `op`, and answers the message now or when it is done, after `leave`. */
+  const answer = (m: Message, op: Op<void>, outcome: Outcome, leave: () => void): true => {
     start(agent, op, (settled) => {
+      leave();
       if ("error" in settled) fail(outcome, settled.error);
-      const result = outcome.refused ? RESULT_REFUSED : outcome.failed ? RESULT_THREW : RESULT_DONE;
-      Atomics.store(w, m + MSG_RESULT, result);
-      if (outcome.failed) agent.setMessageText(m, textOf(outcome.error));
+      Atomics.store(w, m + MSG_RESULT, outcome.refused ? RESULT_REFUSED : RESULT_OF[`${outcome.failed}`]);
+      if (outcome.failed === "threw") agent.setMessageText(m, textOf(outcome.error));
       agent.finishMessage(m);
     });
     return true;
@@ -389,25 +429,31 @@ export function handleMessages(agent: Agent, local: LocalSubscribers): void {
   agent.handle(MESSAGE_INTERVALS, (m) => {
     const c = contextOf(m);
     if (!c) return false;
-    const outcome: Outcome = { refused: false, failed: false, error: undefined };
+    const outcome = noOutcome();
     const first = Atomics.load(w, m + MSG_ARG0) as Interval;
     const curSeq = Atomics.load(w, m + MSG_ARG3);
-    return answer(m, invalidateIntervalsOp(c, rangeOf(c, m), first, curSeq, agent.ownerId, outcome), outcome);
+    if (!joinRange(c, curSeq)) return false;
+    const op = invalidateIntervalsOp(c, rangeOf(c, m), first, curSeq, agent.ownerId, outcome);
+    return answer(m, op, outcome, () => endRange(c));
   });
   agent.handle(MESSAGE_LIST, (m) => {
     const c = contextOf(m);
     const ln = Atomics.load(w, m + MSG_ARG0) as ListNotifier;
     const notifier = local.list.get(ln);
-    if (!c || !notifier) return false;
-    const outcome: Outcome = { refused: false, failed: false, error: undefined };
-    const op = Atomics.load(w, m + MSG_ARG3);
+    const packed = Atomics.load(w, m + MSG_ARG3);
+    if (!c || notifier?.generation !== Math.floor(packed / LIST_OPS)) return false;
+    const op = packed % LIST_OPS;
+    if (!notifier.count(op, Atomics.load(w, m + MSG_FROM))) return false;
     if (op === LN_OP_CLEAR_FLUSH_YOUNG || op === LN_OP_CLEAR_YOUNG || op === LN_OP_TEST_YOUNG) {
       const range = rangeOf(c, m);
       const young = callAging(c, notifier, op, range.start, range.end);
       Atomics.store(w, ln + LN_ANSWER, young ? ANSWER_YOUNG : ANSWER_OLD);
       return false;
     }
-    return answer(m, callListOp(c, notifier, op, rangeOf(c, m), outcome), outcome);
+    const outcome = noOutcome();
+    const index = srcuReadLock(agent, c.subs + SUBS_SRCU); // the sender may die, and its section end with it
+    const call = callListOp(c, notifier, op, rangeOf(c, m), outcome);
+    return answer(m, call, outcome, () => srcuReadUnlock(agent, c.subs + SUBS_SRCU, index));
   });
 }
 
@@ -424,20 +470,22 @@ function* callListOp(
   try {
     if (op === LN_OP_START) {
       const result = inCallback(c.agent, () => ops.invalidateRangeStart!(notifier, range));
-      const answer = yield* settleCallbackOp(c.agent, range, result);
+      const answer = yield* settleCallbackOp(c.agent, range, result, outcome);
       if (answer !== false) return;
-      if (!range.blockable && !ops.invalidateRangeEnd) outcome.refused = true;
-      else {
-        outcome.refused ||= !range.blockable;
-        const why = range.blockable
-          ? "a callback refused a blockable range; it must succeed"
-          : "a notifier whose start can refuse must not have an end op: nobody can tell it that its own start failed";
+      if (range.blockable) {
+        fail(outcome, refusedBlockable("invalidateRangeStart", range));
+        return;
+      }
+      outcome.refused = true;
+      if (ops.invalidateRangeEnd) {
+        const why =
+          "a notifier whose start can refuse must not have an end op: nobody can tell it that its own start failed";
         c.agent.report(new MmError("EINVAL", "invalidateRangeStart", why, { range }));
       }
     } else if (op === LN_OP_END) inCallback(c.agent, () => ops.invalidateRangeEnd!(notifier, range));
     else {
       const result = inCallback(c.agent, () => ops.release!(notifier, c.space));
-      yield* settleCallbackOp(c.agent, range, result);
+      yield* settleCallbackOp(c.agent, range, result, outcome);
     }
   } catch (error) {
     fail(outcome, error);
@@ -480,12 +528,15 @@ function* startListOp(c: DeliveryContext, range: OpenRange, outcome: Outcome): O
     }
     if ((opsOf & LN_OP_END) !== 0) {
       const message = yield* reserveOp(agent, MESSAGE_LIST);
-      fillRange(c, message, range, ln, LN_OP_END);
+      fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_END));
       (range.reserved ??= []).push({ owner, message });
     }
     if ((opsOf & LN_OP_START) !== 0) {
       const message = yield* reserveOp(agent, MESSAGE_LIST);
-      fillRange(c, message, range, ln, LN_OP_START);
+      fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_START));
+      // From the start on it gets its end, whatever becomes of this agent.
+      const end = (opsOf & LN_OP_END) !== 0 ? range.reserved?.at(-1) : undefined;
+      if (end) agent.promiseMessage(owner, end.message);
       yield* askOp(agent, message, owner, outcome);
     }
   });
@@ -517,8 +568,7 @@ function endList(c: DeliveryContext, range: OpenRange): void {
   }
   srcuReadUnlock(agent, c.subs + SUBS_SRCU, index);
   for (const { owner, message } of range.reserved ?? []) {
-    if (ownerGone(w, owner)) agent.freeMessage(message);
-    else agent.send(slotOfOwner(owner), message, true);
+    agent.sendTo(owner, message, true);
   }
   delete range.reserved;
 }
@@ -527,38 +577,30 @@ function endList(c: DeliveryContext, range: OpenRange): void {
 export function* releaseListOp(c: DeliveryContext, range: MmuNotifierRange): Op<void> {
   const { agent } = c;
   yield* eachListedOp(c, LN_OP_RELEASE, function* (ln, owner) {
-    const outcome: Outcome = { refused: false, failed: false, error: undefined };
+    const outcome = noOutcome();
     if (owner === agent.ownerId) {
       const notifier = c.local.list.get(ln);
       if (notifier) yield* callListOp(c, notifier, LN_OP_RELEASE, range, outcome);
     } else {
       const message = yield* reserveOp(agent, MESSAGE_LIST);
-      fillRange(c, message, range, ln, LN_OP_RELEASE);
+      fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_RELEASE));
       yield* askOp(agent, message, owner, outcome);
     }
-    if (outcome.failed) {
-      agent.report(
-        new MmError("ECALLBACK", "release", "a notifier callback threw; see cause", { cause: outcome.error }),
-      );
-    }
+    if (outcome.failed !== false) agent.report(outcomeError(outcome, "release", range));
   });
 }
 
 /** Calls release of one notifier of this agent. */
 export function* releaseOneOp(c: DeliveryContext, notifier: MmuNotifier, range: MmuNotifierRange): Op<void> {
   if (!notifier.ops.release) return;
-  const outcome: Outcome = { refused: false, failed: false, error: undefined };
+  const outcome = noOutcome();
   const index = srcuReadLock(c.agent, c.subs + SUBS_SRCU);
   try {
     yield* callListOp(c, notifier, LN_OP_RELEASE, range, outcome);
   } finally {
     srcuReadUnlock(c.agent, c.subs + SUBS_SRCU, index);
   }
-  if (outcome.failed) {
-    c.agent.report(
-      new MmError("ECALLBACK", "release", "a notifier callback threw; see cause", { cause: outcome.error }),
-    );
-  }
+  if (outcome.failed !== false) c.agent.report(outcomeError(outcome, "release", range));
 }
 
 // ---- aging --------------------------------------------------------------------------------------------------------------------
@@ -643,8 +685,14 @@ function askAging(
   }
   d[(ln + LN_ANSWER_START) >> 1] = startAt;
   d[(ln + LN_ANSWER_END) >> 1] = end;
-  fillRange(c, message, { space: c.space, start: startAt, end, event: 0, blockable: false }, ln, op);
-  agent.send(slotOfOwner(owner), message, true);
+  fillRange(
+    c,
+    message,
+    { space: c.space, start: startAt, end, event: 0, blockable: false },
+    ln,
+    packOp(w, ln, op),
+  );
+  if (!agent.sendTo(owner, message, true)) Atomics.store(w, ln + LN_ANSWER, ANSWER_NONE);
   return true;
 }
 

@@ -20,4 +20,10 @@ export { createNotifiers, type NotifierHost, type NotifierOperations, Notifiers 
 // For the rows above.
 export { type DeliveryContext, endOpenRange, makeRange, type OpenRange, startRangeOp } from "./delivery.ts";
 export type { Subs } from "./layout.ts";
-export { checkSubscriptions, createSubscriptions, destroySubscriptions } from "./subscriptions.ts";
+export {
+  beginRange,
+  checkSubscriptions,
+  createSubscriptions,
+  destroySubscriptions,
+  endRange,
+} from "./subscriptions.ts";

@@ -120,12 +120,18 @@ export class IntervalNotifier implements AsyncDisposable {
    * takes, right before the translation is installed. Linux: mmu_interval_read_retry(). Never waits.
    */
   readRetry(seq: number): boolean {
-    return intervalSeq(this.#c.agent, this.#node) !== seq;
+    return this.#overtaken(seq);
   }
 
   /** As readRetry() without the lock: true is certain, false is a hint. Linux: mmu_interval_check_retry(). */
   checkRetry(seq: number): boolean {
-    return intervalSeq(this.#c.agent, this.#node) !== seq;
+    return this.#overtaken(seq);
+  }
+
+  #overtaken(seq: number): boolean {
+    // The number first: once an interval is removed, another may have its record, and even its number.
+    if (intervalSeq(this.#c.agent, this.#node) !== seq) return true;
+    return Atomics.load(this.#c.agent.words, this.#node + IV_GENERATION) !== this.#generation;
   }
 
   /** Tells readers that they were overtaken. Unconditionally, inside invalidate(); elsewhere EPERM. Linux: mmu_interval_set_seq(). */
@@ -153,12 +159,13 @@ export class IntervalNotifier implements AsyncDisposable {
       throw error;
     }
     loopOf(this.#c.agent).unlisten(this.#retained);
+    this.#retained = false;
     this.#forget();
   }
 
   /** Lets the process end although this interval is registered. */
   unref(): this {
-    if (this.#retained && !this.#removed) loopOf(this.#c.agent).release();
+    if (this.#retained) loopOf(this.#c.agent).release();
     this.#retained = false;
     return this;
   }

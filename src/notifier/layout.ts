@@ -22,6 +22,7 @@ export const SUBS_STATE = 7; //   A  SUBS_*
 export const SUBS_ID = 8; //      C  id of the space
 export const SUBS_QUEUE = 10; //  A  readers, removers, registrations
 export const SUBS_INTERVALS = 12; // S  intervals registered, for statistics
+export const SUBS_GENERATION = 13; // A  makes the ids of reused records differ, whoever registers
 export const SUBS_SRCU = 14; //   A  grace-period domain; srcuWords(maxAgents) words
 /** Open ranges, one count per agent slot: the sum is Linux's active_invalidate_ranges. */
 export const subsOpenAt = (subs: number, maxAgents: number, slot: number): number =>
@@ -45,11 +46,13 @@ export const IV_WORDS: number = IT_WORDS + 8;
 
 // From -> to: FREE -> TREE insert, tree mutable; FREE -> INSERTING insert, tree frozen; INSERTING -> TREE last end;
 // INSERTING -> FREE remove; TREE -> FREE remove, tree mutable; TREE -> REMOVING remove, tree frozen;
-// REMOVING -> FREE last end. All under SUBS_LOCK.
+// REMOVING -> FREE last end; TREE or REMOVING -> ORPHANED its agent died, tree frozen; ORPHANED -> freed last end.
+// All under SUBS_LOCK.
 export const INTERVAL_FREE = 0;
 export const INTERVAL_TREE = 1;
 export const INTERVAL_INSERTING = 2;
 export const INTERVAL_REMOVING = 3;
+export const INTERVAL_ORPHANED = 4;
 
 // List notifier. Linux: struct mmu_notifier.
 export const LN_NEXT = 0; //       A (stored under S)
@@ -62,6 +65,7 @@ export const LN_BITS_LENGTH = 6; // C  its words
 export const LN_PAGE_SHIFT = 7; // C  page size of the bitmap
 export const LN_BITS_START = 8; // C  double: address of bit 0
 export const LN_ANSWER = 10; //    A  ANSWER_*: what another agent's notifier said when it was asked last
+export const LN_GENERATION = 11; // C  a message for an earlier notifier in this record is not for this one
 export const LN_ANSWER_START = 12; // A  double: of which range
 export const LN_ANSWER_END = 14;
 export const LN_WORDS = 16;
@@ -76,7 +80,7 @@ export const LN_OP_END = 0x20;
 export const LIST_FREE = 0;
 export const LIST_PENDING = 1;
 export const LIST_LINKED = 2;
-export const LIST_UNLINKED = 3;
+export const LIST_UNLINKED = 3; // also: the space was released before it could be published
 
 export const ANSWER_NONE = 0;
 export const ANSWER_ASKED = 1;
@@ -85,10 +89,13 @@ export const ANSWER_YOUNG = 3;
 
 // Kinds of message of this row.
 export const MESSAGE_INTERVALS = 1; // invalidate the receiver's intervals from ARG0 on
-export const MESSAGE_LIST = 2; //      call op ARG1 of list notifier ARG0
+export const MESSAGE_LIST = 2; //      call an op of list notifier ARG0; ARG3 is op + LIST_OPS * generation
+export const LIST_OPS = 0x100;
 export const RESULT_DONE = 0;
 export const RESULT_REFUSED = 1;
 export const RESULT_THREW = 2;
+/** It returned a promise, which an agent that may block cannot wait for. */
+export const RESULT_PROMISED = 3;
 /** Flag beside the event: the range is blockable. */
 export const RANGE_BLOCKABLE = 0x100;
 export const RANGE_EVENT_MASK = 0xff;

@@ -2,7 +2,7 @@
 import { MmError } from "../errors.ts";
 import { loopOf } from "../sched/index.ts";
 import type { MmuNotifierOps } from "./events.ts";
-import type { ListNotifier } from "./layout.ts";
+import { type ListNotifier, LN_OP_END, LN_OP_START } from "./layout.ts";
 import type { Notifiers } from "./notifiers.ts";
 
 /**
@@ -21,7 +21,11 @@ export class MmuNotifier implements AsyncDisposable {
   readonly accessed: AccessedBitmap | undefined;
   #notifiers: Notifiers | undefined;
   #record = 0 as ListNotifier;
-  #retained = true;
+  #generation = 0;
+  /** It keeps the process alive while it is registered. */
+  #retains = true;
+  /** Starts that other agents' ranges had here, less their ends, by the agents' slots. */
+  readonly #open = new Map<number, number>();
 
   constructor(ops: MmuNotifierOps, options: { accessed?: AccessedBitmap } = {}) {
     const { accessed } = options;
@@ -46,24 +50,43 @@ export class MmuNotifier implements AsyncDisposable {
     return this.#record;
   }
 
+  /** @internal Differs for each registration. */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  /** @internal Notes a call asked for by agent `slot`. False: an end whose start never came, because that agent died. */
+  count(op: number, slot: number): boolean {
+    if (op === LN_OP_START) this.#open.set(slot, (this.#open.get(slot) ?? 0) + 1);
+    if (op !== LN_OP_END || !this.ops.invalidateRangeStart) return true;
+    const open = this.#open.get(slot) ?? 0;
+    if (open > 0) this.#open.set(slot, open - 1);
+    return open > 0;
+  }
+
   /** @internal */
-  attach(notifiers: Notifiers, record: ListNotifier): void {
+  attach(notifiers: Notifiers, record: ListNotifier, generation: number): void {
     this.#notifiers = notifiers;
     this.#record = record;
-    this.#retained = true;
+    this.#generation = generation;
+    this.#open.clear();
   }
 
-  /** @internal Returns whether it still kept the process alive. */
-  detach(): boolean {
+  /** @internal */
+  detach(): void {
     this.#notifiers = undefined;
     this.#record = 0 as ListNotifier;
-    return this.#retained;
   }
 
-  /** Lets the process end although this notifier is registered. */
+  /** @internal */
+  get retains(): boolean {
+    return this.#retains;
+  }
+
+  /** Lets the process end although this notifier is registered, now or later. */
   unref(): this {
-    if (this.#notifiers && this.#retained) loopOf(this.#notifiers.agent).release();
-    this.#retained = false;
+    if (this.#notifiers && this.#retains) loopOf(this.#notifiers.agent).release();
+    this.#retains = false;
     return this;
   }
 

@@ -3,7 +3,7 @@
  * Registration lives here; the state machine in subscriptions.ts, the calls in delivery.ts.
  */
 import { MmError } from "../errors.ts";
-import { allocWords, createLocalArena, freeWords, heapOf, itFirst, itNext } from "../memory/index.ts";
+import { allocWords, createLocalArena, heapOf, itFirst, itLast, itNext, itStart } from "../memory/index.ts";
 import {
   type Agent,
   attachAgent,
@@ -19,7 +19,7 @@ import {
   tryFacet,
   waitOp,
 } from "../sched/index.ts";
-import { synchronizeSrcuOp } from "../sync/index.ts";
+import { lockSpin, synchronizeSrcuOp, unlockSpin } from "../sync/index.ts";
 import { ADDRESS_END } from "../units.ts";
 import {
   clearFlushYoung,
@@ -56,10 +56,12 @@ import {
   IV_SUBS,
   LIST_LINKED,
   LIST_PENDING,
+  LIST_UNLINKED,
   type ListNotifier,
   LN_BITS,
   LN_BITS_LENGTH,
   LN_BITS_START,
+  LN_GENERATION,
   LN_OP_CLEAR_FLUSH_YOUNG,
   LN_OP_CLEAR_YOUNG,
   LN_OP_END,
@@ -75,20 +77,24 @@ import {
   type Subs,
   SUBS_INTERVALS,
   SUBS_LIST,
-  SUBS_LIVE,
+  SUBS_LOCK,
   SUBS_QUEUE,
-  SUBS_RELEASED,
   SUBS_SRCU,
-  SUBS_STATE,
   SUBS_TREE,
 } from "./layout.ts";
 import type { MmuNotifier } from "./mmuNotifier.ts";
 import {
+  cancelListNotifier,
   createSubscriptions,
+  freeListNotifier,
   hasSubscriptions,
   insertInterval,
+  isReleased,
   linkListNotifier,
+  markReleased,
+  newGeneration,
   reapSubscriptions,
+  someOpener,
   unlinkListNotifier,
 } from "./subscriptions.ts";
 
@@ -111,16 +117,14 @@ function localSubscribers(agent: Agent): LocalSubscribers {
     local = { intervals: new Map(), list: new Map(), spaces: new Map() };
     localOf.set(agent, local);
     handleMessages(agent, local);
+    const heap = heapOf(agent.words);
+    agent.allocMessage ??= (words) => allocWords(agent, heap, words);
   }
   return local;
 }
 
 /** Page size of accessed bitmaps where no PhysicalMemory says otherwise. */
 const DEFAULT_PAGE_SHIFT = 12;
-
-let nextGeneration = 1;
-/** Fits 21 bits, so that an interval id (generation * 2^31 + record) stays an exact integer. */
-const GENERATION_LIMIT = 2 ** 20;
 
 /** Errors and events of one space; one object per agent. */
 export class Notifiers {
@@ -133,6 +137,8 @@ export class Notifiers {
   readonly try: Immediate<NotifierOperations>;
   readonly #operations: NotifierOperations;
   readonly #pageShift: number;
+  /** Ranges that this object opened and has not ended. */
+  readonly #open = new Set<MmuNotifierRange>();
 
   /** @internal */
   constructor(agent: Agent, heap: number, subs: Subs, space: NotifierSpace | undefined, pageShift: number) {
@@ -181,7 +187,7 @@ export class Notifiers {
 
   #checkLive(operation: string): void {
     this.agent.checkUsable(operation);
-    if (Atomics.load(this.agent.words, this.context.subs + SUBS_STATE) !== SUBS_LIVE) {
+    if (isReleased(this.context)) {
       throw new MmError("ESRCH", operation, "the space is exiting or has exited");
     }
   }
@@ -196,8 +202,17 @@ export class Notifiers {
     return (
       !this.any ||
       (Atomics.load(this.agent.words, this.context.subs + SUBS_LIST) === 0 &&
-        itFirst(this.agent, this.context.subs + SUBS_TREE, start, end - 1) === 0)
+        this.#locked(() => itFirst(this.agent, this.context.subs + SUBS_TREE, start, end - 1) === 0))
     );
+  }
+
+  #locked<T>(look: () => T): T {
+    lockSpin(this.agent, this.context.subs + SUBS_LOCK);
+    try {
+      return look();
+    } finally {
+      unlockSpin(this.agent, this.context.subs + SUBS_LOCK);
+    }
   }
 
   // ---- list notifiers ----------------------------------------------------------------------------------------------
@@ -214,6 +229,7 @@ export class Notifiers {
   *#registerOp(notifier: MmuNotifier): Op<void> {
     const { agent, heap, subs, local } = this.context;
     const w = agent.words;
+    const loop = loopOf(agent);
     this.#checkLive("register");
     if (notifier.notifiers) throw new MmError("EBUSY", "register", "this notifier is registered already");
     const { accessed } = notifier;
@@ -232,38 +248,52 @@ export class Notifiers {
       Atomics.store(w, ln + LN_BITS_LENGTH, accessed.bits.length);
       agent.doubles[(ln + LN_BITS_START) >> 1] = accessed.start;
     }
-    notifier.attach(this, ln);
+    const generation = newGeneration(this.context);
+    Atomics.store(w, ln + LN_GENERATION, generation);
+    notifier.attach(this, ln, generation);
     local.list.set(ln, notifier);
-    loopOf(agent).listen();
-    if (linkListNotifier(this.context, ln, LIST_PENDING)) return;
+    loop.listen();
+    if (!notifier.retains) loop.release();
+    linkListNotifier(this.context, ln);
     try {
       yield* waitOp(
         subs + SUBS_QUEUE,
-        () => Atomics.load(w, ln + LN_STATE) === LIST_LINKED,
+        () => Atomics.load(w, ln + LN_STATE) !== LIST_PENDING,
         "the end of open ranges",
+        () => someOpener(this.context),
       );
+      if (Atomics.load(w, ln + LN_STATE) === LIST_UNLINKED) this.#checkLive("register");
     } catch (error) {
-      unlinkListNotifier(this.context, ln);
-      local.list.delete(ln);
-      loopOf(agent).unlisten(notifier.detach());
-      freeWords(agent, heap, ln, LN_WORDS);
+      if (!cancelListNotifier(this.context, ln)) return; // it has come into the list after all
+      this.#forgetListed(notifier, ln);
       throw error;
     }
   }
 
+  /** Preconditions: off every list, and no walker is at it. */
+  #forgetListed(notifier: MmuNotifier, ln: ListNotifier): void {
+    const { agent, local } = this.context;
+    local.list.delete(ln);
+    notifier.detach();
+    loopOf(agent).unlisten(notifier.retains);
+    freeListNotifier(this.context, ln);
+  }
+
   /**
    * Unregisters: calls its release unless the space has exited, then waits until no callback of it can run. May wait.
-   * Errors: EPERM if another agent registered it, EINVAL if it is not registered here. Linux: mmu_notifier_unregister().
+   * Errors: EPERM if another agent registered it, EINVAL if it is not registered here, EBUSY while its register() waits.
+   * Linux: mmu_notifier_unregister().
    */
   unregister(notifier: MmuNotifier): Promise<void> {
     return runAsync(this.agent, this.#unregisterOp(notifier));
   }
 
   *#unregisterOp(notifier: MmuNotifier): Op<void> {
-    const { agent, heap, subs, local } = this.context;
+    const { agent, subs, local } = this.context;
     const ln = notifier.record;
+    const { generation } = notifier;
     if (ln === 0 || local.list.get(ln) !== notifier) {
-      const elsewhere = notifier.notifiers !== undefined;
+      const elsewhere = notifier.notifiers !== undefined && notifier.notifiers.agent !== agent;
       throw new MmError(
         elsewhere ? "EPERM" : "EINVAL",
         "unregister",
@@ -272,13 +302,15 @@ export class Notifiers {
           : "this notifier is not registered here",
       );
     }
-    const linked = Atomics.load(agent.words, ln + LN_STATE) === LIST_LINKED;
-    if (linked) yield* releaseOneOp(this.context, notifier, this.#wholeSpace(MmuNotifierEvent.Release));
-    unlinkListNotifier(this.context, ln);
+    const state = Atomics.load(agent.words, ln + LN_STATE);
+    if (state === LIST_PENDING)
+      throw new MmError("EBUSY", "unregister", "its registration is not finished; wait for register()");
+    if (state === LIST_LINKED)
+      yield* releaseOneOp(this.context, notifier, this.#wholeSpace(MmuNotifierEvent.Release));
+    // Another unregister() of it may have been faster, here and after the grace period.
+    if (notifier.generation === generation && notifier.record === ln) unlinkListNotifier(this.context, ln);
     yield* synchronizeSrcuOp(agent, subs + SUBS_SRCU);
-    local.list.delete(ln);
-    loopOf(agent).unlisten(notifier.detach());
-    freeWords(agent, heap, ln, LN_WORDS);
+    if (notifier.generation === generation && notifier.record === ln) this.#forgetListed(notifier, ln);
   }
 
   // ---- intervals -----------------------------------------------------------------------------------------------------
@@ -298,17 +330,18 @@ export class Notifiers {
     if (!Number.isSafeInteger(start) || start < 0 || !Number.isInteger(length) || length < 0) {
       throw new MmError("EINVAL", "insert", "start and length must be whole numbers of bytes, not negative");
     }
-    const last = start + length - 1;
-    if (length === 0 || last > ADDRESS_END) {
+    // Not `start + length`, which is rounded above the last exact integer.
+    if (length === 0 || length - 1 > ADDRESS_END - start) {
       throw new MmError(
         "EOVERFLOW",
         "insert",
         "the interval is empty or goes beyond the end of the address space",
       );
     }
-    const generation = nextGeneration++ % GENERATION_LIMIT;
+    const last = start + (length - 1);
     const { local, agent } = this.context;
-    const node = insertInterval(this.context, start, last, generation);
+    const node = insertInterval(this.context, start, last);
+    const generation = Atomics.load(agent.words, node + IV_GENERATION);
     const interval = new IntervalNotifier(
       this.context,
       intervalIdOf(node, generation),
@@ -338,21 +371,30 @@ export class Notifiers {
     ) {
       throw new MmError("ESRCH", "interval", "no such interval notifier in this space");
     }
-    return new IntervalNotifier(this.context, id, 0, 0, undefined, () => {});
+    return new IntervalNotifier(
+      this.context,
+      id,
+      itStart(this.agent, node),
+      itLast(this.agent, node),
+      undefined,
+      () => {},
+    );
   }
 
   /** @internal Ids of the intervals that overlap `[start, end)`, in order. For tests and dumps. */
   overlapping(start: number, end: number): IntervalId[] {
     const { agent, subs } = this.context;
-    const ids: IntervalId[] = [];
-    for (
-      let n = itFirst(agent, subs + SUBS_TREE, start, end - 1);
-      n !== 0;
-      n = itNext(agent, n, start, end - 1)
-    ) {
-      ids.push(intervalIdOf(n as never, Atomics.load(agent.words, n + IV_GENERATION)));
-    }
-    return ids;
+    return this.#locked(() => {
+      const ids: IntervalId[] = [];
+      for (
+        let n = itFirst(agent, subs + SUBS_TREE, start, end - 1);
+        n !== 0;
+        n = itNext(agent, n, start, end - 1)
+      ) {
+        ids.push(intervalIdOf(n as never, Atomics.load(agent.words, n + IV_GENERATION)));
+      }
+      return ids;
+    });
   }
 
   // ---- for the primary MMU -----------------------------------------------------------------------------------------
@@ -378,11 +420,25 @@ export class Notifiers {
     const blockable = this.agent.current?.mode !== "try";
     const range = makeRange(this.context.space, start, end, event, blockable, owner);
     yield* startRangeOp(this.context, range);
+    this.#open.add(range);
     return range;
   }
 
-  /** The change is made. Never waits. Linux: mmu_notifier_invalidate_range_end(). */
+  /**
+   * The change is made. Never waits. Errors: EINVAL if this object has not opened the range, or it has been ended.
+   * Linux: mmu_notifier_invalidate_range_end().
+   */
   invalidateRangeEnd(range: MmuNotifierRange): void {
+    if (!this.#open.delete(range)) {
+      throw new MmError(
+        "EINVAL",
+        "invalidateRangeEnd",
+        "this range is not open here; each start has one end",
+        {
+          range,
+        },
+      );
+    }
     endOpenRange(this.context, range as OpenRange);
   }
 
@@ -429,8 +485,7 @@ export class Notifiers {
   *#releaseOp(): Op<void> {
     const { agent, subs } = this.context;
     const w = agent.words;
-    if (Atomics.compareExchange(w, subs + SUBS_STATE, SUBS_LIVE, SUBS_RELEASED) !== SUBS_LIVE) return;
-    if (!this.any) return;
+    if (!markReleased(this.context) || !this.any) return;
     const range = this.#wholeSpace(MmuNotifierEvent.Release);
     yield* releaseIntervalsOp(this.context, range);
     yield* releaseListOp(this.context, range);

@@ -42,6 +42,7 @@ import {
   FIRST_SEQ,
   INTERVAL_FREE,
   INTERVAL_INSERTING,
+  INTERVAL_ORPHANED,
   INTERVAL_REMOVING,
   INTERVAL_TREE,
   type Interval,
@@ -53,22 +54,28 @@ import {
   IV_SUBS,
   IV_WORDS,
   LIST_LINKED,
+  LIST_PENDING,
   LIST_UNLINKED,
   type ListNotifier,
   LN_NEXT,
   LN_OWNER,
   LN_STATE,
+  LN_WORDS,
   type Subs,
   SUBS_ANY,
   SUBS_DEFERRED,
+  SUBS_GENERATION,
   SUBS_ID,
   SUBS_INTERVALS,
   SUBS_LIST,
+  SUBS_LIVE,
   SUBS_LOCK,
   SUBS_PENDING,
   SUBS_QUEUE,
+  SUBS_RELEASED,
   SUBS_SEQ,
   SUBS_SRCU,
+  SUBS_STATE,
   SUBS_TREE,
   subsOpenAt,
   subsWords,
@@ -105,6 +112,34 @@ export function openRanges(c: SubsContext): number {
   return open;
 }
 
+/** Owner id of an agent with an open range, 0 if none has. The own agent first: see needsEventLoop(). */
+export function someOpener(c: SubsContext): number {
+  const { agent } = c;
+  const openOf = (slot: number): number => Atomics.load(agent.words, subsOpenAt(c.subs, c.maxAgents, slot));
+  if (openOf(agent.slot) !== 0) return agent.ownerId;
+  const top = agent.top();
+  for (let slot = 0; slot < top; slot++) if (openOf(slot) !== 0) return agent.ownerAt(slot);
+  return 0;
+}
+
+/** Numbers that fit 20 bits and are not 0; different for a million registrations in a row. */
+const GENERATION_LIMIT = 2 ** 20 - 1;
+export function newGeneration(c: SubsContext): number {
+  return 1 + ((Atomics.add(c.agent.words, c.subs + SUBS_GENERATION, 1) >>> 0) % GENERATION_LIMIT);
+}
+
+/** The space dies: nothing is registered from now on. False: somebody else has said so. */
+export function markReleased(c: SubsContext): boolean {
+  const { agent, subs } = c;
+  lockSpin(agent, subs + SUBS_LOCK);
+  const first = Atomics.exchange(agent.words, subs + SUBS_STATE, SUBS_RELEASED) === SUBS_LIVE;
+  unlockSpin(agent, subs + SUBS_LOCK);
+  return first;
+}
+
+export const isReleased = (c: SubsContext): boolean =>
+  Atomics.load(c.agent.words, c.subs + SUBS_STATE) !== SUBS_LIVE;
+
 export function hasSubscriptions(c: SubsContext): boolean {
   return Atomics.load(c.agent.words, c.subs + SUBS_ANY) !== 0;
 }
@@ -132,6 +167,21 @@ export function firstInterval(c: SubsContext, start: number, end: number): Inter
 
 export function nextInterval(c: SubsContext, interval: Interval, start: number, end: number): Interval {
   return itNext(c.agent, interval, start, end - 1) as Interval;
+}
+
+/**
+ * Counts the range of another agent, which told this agent of it with sequence `seq`, as open in this agent too, so
+ * that the tree stays frozen while this agent walks it, even if the other dies. False: it has died, nobody waits.
+ */
+export function joinRange(c: SubsContext, seq: number): boolean {
+  const { agent, subs } = c;
+  const own = subsOpenAt(subs, c.maxAgents, agent.slot);
+  lockSpin(agent, subs + SUBS_LOCK);
+  Atomics.add(agent.words, own, 1);
+  const open = Atomics.load(agent.words, subs + SUBS_SEQ) === seq;
+  if (!open) Atomics.sub(agent.words, own, 1);
+  unlockSpin(agent, subs + SUBS_LOCK);
+  return open;
 }
 
 export function currentSeq(c: SubsContext): number {
@@ -170,10 +220,13 @@ function closeEpochLocked(c: SubsContext): void {
       Atomics.store(w, node + IV_STATE, INTERVAL_TREE);
     } else {
       itRemove(agent, subs + SUBS_TREE, node);
+      const orphaned = Atomics.load(w, node + IV_STATE) === INTERVAL_ORPHANED;
       Atomics.store(w, node + IV_STATE, INTERVAL_FREE);
+      if (orphaned) freeInterval(c, node as Interval);
     }
     node = next;
   }
+  const published = isReleased(c) ? LIST_UNLINKED : LIST_LINKED;
   // Oldest first, each to the head: the newest ends up in front, as if they had come one by one.
   let ordered = 0;
   for (let ln = Atomics.exchange(w, subs + SUBS_PENDING, 0); ln !== 0;) {
@@ -185,16 +238,19 @@ function closeEpochLocked(c: SubsContext): void {
   while (ordered !== 0) {
     const next = Atomics.load(w, ordered + LN_NEXT);
     Atomics.store(w, ordered + LN_NEXT, Atomics.load(w, subs + SUBS_LIST));
-    Atomics.store(w, ordered + LN_STATE, LIST_LINKED);
-    Atomics.store(w, subs + SUBS_LIST, ordered);
+    Atomics.store(w, ordered + LN_STATE, published);
+    if (published === LIST_LINKED) Atomics.store(w, subs + SUBS_LIST, ordered);
     ordered = next;
   }
 }
 
 // ---- intervals ---------------------------------------------------------------------------------------------------
 
-/** Registers `[start, last]`. Never waits. Linux: mmu_interval_notifier_insert(). */
-export function insertInterval(c: SubsContext, start: number, last: number, generation: number): Interval {
+const exiting = (operation: string): MmError =>
+  new MmError("ESRCH", operation, "the space is exiting or has exited");
+
+/** Registers `[start, last]`. Never waits. Errors: ENOMEM, ESRCH. Linux: mmu_interval_notifier_insert(). */
+export function insertInterval(c: SubsContext, start: number, last: number): Interval {
   const { agent, subs } = c;
   const w = agent.words;
   const node = allocWords(agent, c.heap, IV_WORDS) as Interval;
@@ -203,9 +259,14 @@ export function insertInterval(c: SubsContext, start: number, last: number, gene
   itSet(agent, node, start, last);
   Atomics.store(w, node + IV_OWNER, agent.ownerId);
   Atomics.store(w, node + IV_SUBS, subs);
-  Atomics.store(w, node + IV_GENERATION, generation);
+  Atomics.store(w, node + IV_GENERATION, newGeneration(c));
   Atomics.store(w, subs + SUBS_ANY, 1);
   lockSpin(agent, subs + SUBS_LOCK);
+  if (isReleased(c)) {
+    unlockSpin(agent, subs + SUBS_LOCK);
+    freeInterval(c, node);
+    throw exiting("insert");
+  }
   const seq = Atomics.load(w, subs + SUBS_SEQ);
   if (openRanges(c) === 0) {
     itInsert(agent, subs + SUBS_TREE, node);
@@ -260,6 +321,7 @@ export function* removeIntervalOp(c: SubsContext, node: Interval): Op<void> {
         subs + SUBS_QUEUE,
         () => Atomics.load(w, subs + SUBS_SEQ) !== seq,
         "the end of an invalidation",
+        () => someOpener(c),
       );
     } catch (error) {
       lockSpin(agent, subs + SUBS_LOCK);
@@ -273,8 +335,13 @@ export function* removeIntervalOp(c: SubsContext, node: Interval): Op<void> {
     }
   }
   Atomics.sub(w, subs + SUBS_INTERVALS, 1);
-  Atomics.add(w, node + IV_GENERATION, 1);
-  freeWords(agent, c.heap, node, IV_WORDS);
+  freeInterval(c, node);
+}
+
+/** Preconditions: in no tree and on no list. Handles that others have of it answer ESRCH from now on. */
+function freeInterval(c: SubsContext, node: Interval): void {
+  Atomics.store(c.agent.words, node + IV_GENERATION, 0);
+  freeWords(c.agent, c.heap, node, IV_WORDS);
 }
 
 function unlinkDeferredLocked(c: SubsContext, node: Interval): void {
@@ -303,32 +370,50 @@ export function isInvalidating(c: SubsContext, seq: number): boolean {
 }
 
 export function* waitForEpochOp(c: SubsContext, seq: number): Op<void> {
-  yield* waitOp(c.subs + SUBS_QUEUE, () => !isInvalidating(c, seq), "the end of an invalidation");
+  yield* waitOp(
+    c.subs + SUBS_QUEUE,
+    () => !isInvalidating(c, seq),
+    "the end of an invalidation",
+    () => someOpener(c),
+  );
 }
 
 // ---- list notifiers ------------------------------------------------------------------------------------------------
 
-/** Puts a list notifier in front, at once or when no range is open. True if it is in the list already. */
-export function linkListNotifier(c: SubsContext, ln: ListNotifier, pendingState: number): boolean {
+/** Puts a list notifier in front, at once or when no range is open: LN_STATE says which, UNLINKED if the space was released. */
+export function linkListNotifier(c: SubsContext, ln: ListNotifier): void {
   const { agent, subs } = c;
   const w = agent.words;
   Atomics.store(w, subs + SUBS_ANY, 1);
   lockSpin(agent, subs + SUBS_LOCK);
-  Atomics.store(w, ln + LN_STATE, pendingState);
+  Atomics.store(w, ln + LN_STATE, LIST_PENDING);
   Atomics.store(w, ln + LN_NEXT, Atomics.load(w, subs + SUBS_PENDING));
   Atomics.store(w, subs + SUBS_PENDING, ln);
   const closed = openRanges(c) === 0;
   if (closed) closeEpochLocked(c);
   unlockSpin(agent, subs + SUBS_LOCK);
   if (closed) wakeQueue(w, subs + SUBS_QUEUE);
-  return closed;
+}
+
+/** Takes a list notifier back that is not in the list yet. False: it is. */
+export function cancelListNotifier(c: SubsContext, ln: ListNotifier): boolean {
+  const { agent, subs } = c;
+  lockSpin(agent, subs + SUBS_LOCK);
+  const linked = Atomics.load(agent.words, ln + LN_STATE) === LIST_LINKED;
+  if (!linked) unlinkFromLocked(c, subs + SUBS_PENDING, ln);
+  unlockSpin(agent, subs + SUBS_LOCK);
+  return !linked;
+}
+
+export function freeListNotifier(c: SubsContext, ln: ListNotifier): void {
+  freeWords(c.agent, c.heap, ln, LN_WORDS);
 }
 
 /** Takes a list notifier off its list; walkers may still be at it until a grace period has passed. False: it was off. */
 export function unlinkListNotifier(c: SubsContext, ln: ListNotifier): boolean {
   const { agent, subs } = c;
   lockSpin(agent, subs + SUBS_LOCK);
-  const found = unlinkFromLocked(c, subs + SUBS_LIST, ln) || unlinkFromLocked(c, subs + SUBS_PENDING, ln);
+  const found = unlinkFromLocked(c, subs + SUBS_LIST, ln);
   unlockSpin(agent, subs + SUBS_LOCK);
   return found;
 }
@@ -359,29 +444,54 @@ export function reapSubscriptions(c: SubsContext, slot: number, ownerId: number)
   Atomics.store(w, subsOpenAt(subs, c.maxAgents, slot), 0);
   if (Atomics.load(w, subs + SUBS_LOCK) === ownerId) return "a subscriptions lock";
   lockSpin(agent, subs + SUBS_LOCK);
-  const frozen = (Atomics.load(w, subs + SUBS_SEQ) & 1) === 1;
-  for (let node = itLowest(agent, subs + SUBS_TREE) as Interval; node !== 0;) {
-    const next = itSuccessor(agent, node) as Interval;
-    if (Atomics.load(w, node + IV_OWNER) === ownerId && Atomics.load(w, node + IV_STATE) === INTERVAL_TREE) {
-      if (frozen) {
-        Atomics.store(w, node + IV_DEFERRED, Atomics.load(w, subs + SUBS_DEFERRED));
-        Atomics.store(w, subs + SUBS_DEFERRED, node);
-        Atomics.store(w, node + IV_STATE, INTERVAL_REMOVING);
-      } else itRemove(agent, subs + SUBS_TREE, node);
-      Atomics.sub(w, subs + SUBS_INTERVALS, 1);
+  orphanDeferredLocked(c, ownerId);
+  orphanTreeLocked(c, ownerId);
+  // Their records are lost to the heap: walkers may stand on them, and a reaper cannot wait for a grace period.
+  for (const list of [subs + SUBS_LIST, subs + SUBS_PENDING]) {
+    for (let ln = Atomics.load(w, list); ln !== 0; ln = Atomics.load(w, ln + LN_NEXT)) {
+      if (Atomics.load(w, ln + LN_OWNER) === ownerId) unlinkFromLocked(c, list, ln as ListNotifier);
     }
-    node = next;
-  }
-  for (
-    let ln = Atomics.load(w, subs + SUBS_LIST) as ListNotifier;
-    ln !== 0;
-    ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier
-  ) {
-    if (Atomics.load(w, ln + LN_OWNER) === ownerId) unlinkFromLocked(c, subs + SUBS_LIST, ln);
   }
   unlockSpin(agent, subs + SUBS_LOCK);
   closeEpoch(c);
   return undefined;
+}
+
+/** A dead agent's deferred edits: inserts are forgotten, removals finished by whoever closes the epoch. */
+function orphanDeferredLocked(c: SubsContext, ownerId: number): void {
+  const w = c.agent.words;
+  for (let node = Atomics.load(w, c.subs + SUBS_DEFERRED) as Interval; node !== 0;) {
+    const next = Atomics.load(w, node + IV_DEFERRED) as Interval;
+    if (Atomics.load(w, node + IV_OWNER) === ownerId) {
+      Atomics.sub(w, c.subs + SUBS_INTERVALS, 1);
+      if (Atomics.load(w, node + IV_STATE) === INTERVAL_INSERTING) {
+        unlinkDeferredLocked(c, node);
+        freeInterval(c, node);
+      } else Atomics.store(w, node + IV_STATE, INTERVAL_ORPHANED);
+    }
+    node = next;
+  }
+}
+
+function orphanTreeLocked(c: SubsContext, ownerId: number): void {
+  const { agent, subs } = c;
+  const w = agent.words;
+  const frozen = (Atomics.load(w, subs + SUBS_SEQ) & 1) === 1;
+  for (let node = itLowest(agent, subs + SUBS_TREE) as Interval; node !== 0;) {
+    const next = itSuccessor(agent, node) as Interval;
+    if (Atomics.load(w, node + IV_OWNER) === ownerId && Atomics.load(w, node + IV_STATE) === INTERVAL_TREE) {
+      Atomics.sub(w, subs + SUBS_INTERVALS, 1);
+      if (frozen) {
+        Atomics.store(w, node + IV_DEFERRED, Atomics.load(w, subs + SUBS_DEFERRED));
+        Atomics.store(w, subs + SUBS_DEFERRED, node);
+        Atomics.store(w, node + IV_STATE, INTERVAL_ORPHANED);
+      } else {
+        itRemove(agent, subs + SUBS_TREE, node);
+        freeInterval(c, node);
+      }
+    }
+    node = next;
+  }
 }
 
 /** The first broken invariant, or undefined. Preconditions: nothing runs meanwhile. */

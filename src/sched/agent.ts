@@ -16,16 +16,18 @@
  * acknowledges, and runs callbacks.
  */
 import { MmError, panic } from "../errors.ts";
+import { checkLiveness } from "./death.ts";
 import { arm, ownerAlive, ring, setLocalWaker, wakeQueue } from "./doorbell.ts";
 import {
   AG_ACKQ,
   AG_BELL,
   AG_FACK,
   AG_FREQ,
-  AG_GENERATION,
   AG_MARK_LOCK,
   AG_MAY_BLOCK,
   AG_MBOX,
+  AG_MORE,
+  AG_SENDING,
   AG_SERVED,
   AG_SLEEP,
   AG_SLEEP_WORD,
@@ -33,17 +35,21 @@ import {
   AG_THREAD,
   AG_TID,
   AG_TURN,
+  AGENT_ATTACHING,
   AGENT_FREE,
   AGENT_LIVE,
   agentAt,
   type AgentSlot,
+  agentState,
   GENERATION_LIMIT,
+  generationOf,
   HDR_AGENT_TOP,
   HDR_CORES,
   HDR_DEBUG,
   HDR_GENERATION,
   HDR_MAX_AGENTS,
   HDR_POISON,
+  MAILBOX_CLOSED,
   type Message,
   MESSAGE_COUNT,
   MESSAGE_DONE,
@@ -53,6 +59,7 @@ import {
   messageAt,
   MSG_FROM,
   MSG_KIND,
+  MSG_MORE,
   MSG_NEXT,
   MSG_POSTED,
   MSG_RESULT,
@@ -60,6 +67,7 @@ import {
   MSG_TEXT,
   MSG_TEXT_BYTES,
   MSG_TEXT_LENGTH,
+  MSG_WORDS,
   ownerIdOf,
   RE_END,
   RE_SPACE,
@@ -70,6 +78,7 @@ import {
   SLEEP_AWAKE,
   SLEEP_PARKED,
   slotOfOwner,
+  stateOf,
 } from "./layout.ts";
 import type { Op, WaitEffect } from "./op.ts";
 
@@ -112,9 +121,16 @@ export interface AgentOptions {
   /** Operating-system thread id and worker threadId + 1, where the host tells. */
   readonly tid?: number;
   readonly thread?: number;
+  /** A CheckerDriver takes all its steps: no timers, no waitAsync, no spinning. */
+  readonly simulated?: boolean;
 }
 
 const settled = Promise.resolve();
+
+/** After so many rounds at a mark lock, whose section is a few stores, its holder may be dead. */
+const MARK_ROUNDS_BEFORE_LOOK = 10_000;
+/** An agent between looking at a mailbox and pushing to it keeps the slot from being taken; it needs some ten instructions. */
+const ATTACH_ROUNDS = 1000;
 
 export class Agent implements LockOwner {
   readonly words: Int32Array;
@@ -131,6 +147,8 @@ export class Agent implements LockOwner {
   readonly spinRounds: number;
   /** Lets the checker switch fast paths off, so that it reaches the slow ones. */
   fastPaths = true;
+  /** See AgentOptions. */
+  simulated: boolean;
 
   /** The task whose generator runs now. */
   current: Task | undefined;
@@ -140,6 +158,12 @@ export class Agent implements LockOwner {
   running = false;
   /** Suspended tasks of this agent. */
   readonly tasks: Set<Task> = new Set();
+  /** Operations of this agent that wait for the host. */
+  hostWaits = 0;
+  /** Those of them that others may be waiting for meanwhile: see HostEffect.owed. */
+  owed = 0;
+  /** Room for a message beyond the slot's own, in a row that has a heap; 0 if there is none. */
+  allocMessage: ((words: number) => number) | undefined;
   /** Errors that have no caller. */
   onError: ((error: MmError) => void) | undefined;
   /** Run when a turn ends. */
@@ -165,6 +189,7 @@ export class Agent implements LockOwner {
     this.ownerId = ownerIdOf(slot, generation);
     this.mayBlock = options.mayBlock;
     this.shared = buffer instanceof SharedArrayBuffer;
+    this.simulated = options.simulated ?? false;
     this.debug = this.words[HDR_DEBUG] === 1;
     this.spinRounds = (this.words[HDR_CORES] ?? 1) > 1 ? 500 : 0;
     if (!this.shared) setLocalWaker(this.words, () => queueMicrotask(() => this.wakeUp()));
@@ -175,6 +200,7 @@ export class Agent implements LockOwner {
   /** Begins a turn, if none has begun. From here to the turn's end others wait for this agent's acknowledgements. */
   enter(): void {
     if (this.running) return;
+    if (this.#detached) this.checkUsable("access"); // the slot may be another agent's by now
     this.running = true;
     Atomics.add(this.words, this.base + AG_TURN, 1);
     // A microtask, not a macrotask: an agent in a chain of awaits would never reach the latter.
@@ -201,14 +227,15 @@ export class Agent implements LockOwner {
 
   /** Flushes what was asked for, acknowledges, answers the mailbox. Never throws. */
   safepoint(): void {
+    if (this.#detached) return;
     this.flushRequested();
-    if (Atomics.load(this.words, this.base + AG_MBOX) !== 0) this.#serveMailbox();
+    if (Atomics.load(this.words, this.base + AG_MBOX) > 0) this.#serveMailbox();
   }
 
   /** True if others wait for this agent: a plain load, a hint for loops. */
   get wanted(): boolean {
     const w = this.words;
-    return w[this.base + AG_MBOX] !== 0 || w[this.base + AG_FREQ] !== w[this.base + AG_FACK];
+    return w[this.base + AG_MBOX]! > 0 || w[this.base + AG_FREQ] !== w[this.base + AG_FACK];
   }
 
   setFlushHandler(flush: FlushHandler): void {
@@ -246,9 +273,11 @@ export class Agent implements LockOwner {
   mark(slot: number, space: number, start: number, end: number): number {
     const w = this.words;
     const target = agentAt(slot);
-    while (Atomics.compareExchange(w, target + AG_MARK_LOCK, 0, this.ownerId) !== 0) {
-      const holder = Atomics.load(w, target + AG_MARK_LOCK);
-      if (holder !== 0 && !ownerAlive(w, holder)) {
+    for (let round = 1; ; round++) {
+      const holder = Atomics.compareExchange(w, target + AG_MARK_LOCK, 0, this.ownerId);
+      if (holder === 0) break;
+      if (round % MARK_ROUNDS_BEFORE_LOOK === 0) checkLiveness(this, holder);
+      if (!ownerAlive(w, holder)) {
         // The section is a ring entry that FREQ does not count yet: taking the lock over is safe.
         Atomics.compareExchange(w, target + AG_MARK_LOCK, holder, 0);
       }
@@ -277,7 +306,7 @@ export class Agent implements LockOwner {
       ((Atomics.load(w, target + AG_FACK) - request) | 0) >= 0 ||
       Atomics.load(w, target + AG_TURN) !== turn ||
       Atomics.load(w, target + AG_SLEEP) === SLEEP_PARKED ||
-      Atomics.load(w, target + AG_STATE) !== AGENT_LIVE
+      stateOf(Atomics.load(w, target + AG_STATE)) !== AGENT_LIVE
     );
   }
 
@@ -301,7 +330,10 @@ export class Agent implements LockOwner {
     this.unpark(before);
   }
 
-  /** As park(), on a word of the user's; `inArena` is its index where it lies in the arena, so that rings reach it. */
+  /**
+   * As park(), on a word of the user's; `inArena` is its index where it lies in the arena, so that rings reach it. A ring
+   * right before the sleep begins is lost, because it changes another word: the caller sleeps in slices.
+   */
   parkOn(
     words: Int32Array,
     index: number,
@@ -313,7 +345,7 @@ export class Agent implements LockOwner {
     Atomics.store(w, this.base + AG_SLEEP_WORD, inArena);
     const before = Atomics.exchange(w, this.base + AG_SLEEP, SLEEP_PARKED);
     wakeQueue(w, this.base + AG_ACKQ);
-    const outcome = Atomics.load(w, this.base + AG_MBOX) !== 0 ? "ok" : Atomics.wait(words, index, value, ms);
+    const outcome = Atomics.load(w, this.base + AG_MBOX) > 0 ? "ok" : Atomics.wait(words, index, value, ms);
     Atomics.store(w, this.base + AG_SLEEP_WORD, 0);
     this.unpark(before);
     return outcome;
@@ -337,35 +369,95 @@ export class Agent implements LockOwner {
     this.#handlers.set(kind, handler);
   }
 
-  /** A message of this agent's to fill in, or 0 if all are under way. */
+  /** A message of this agent's to fill in, or 0 if all are under way and the arena is full. */
   tryReserveMessage(kind: number): Message {
+    const w = this.words;
     for (let k = 0; k < MESSAGE_COUNT; k++) {
       const m = messageAt(this.base, k);
-      if (Atomics.compareExchange(this.words, m + MSG_STATE, MESSAGE_FREE, MESSAGE_RESERVED) !== MESSAGE_FREE)
-        continue;
-      Atomics.store(this.words, m + MSG_KIND, kind);
-      Atomics.store(this.words, m + MSG_FROM, this.slot);
-      Atomics.store(this.words, m + MSG_POSTED, 0);
-      Atomics.store(this.words, m + MSG_RESULT, 0);
-      Atomics.store(this.words, m + MSG_TEXT_LENGTH, 0);
-      return m;
+      if (this.#reserve(m, kind)) return m;
     }
-    return 0 as Message;
+    const head = Atomics.load(w, this.base + AG_MORE);
+    for (let m = head as Message; m !== 0; m = Atomics.load(w, m + MSG_MORE) as Message) {
+      if (this.#reserve(m, kind)) return m;
+    }
+    // The ends of open ranges may hold all the others, and what this one is for may come before those ends.
+    const m = (this.allocMessage?.(MSG_WORDS) ?? 0) as Message;
+    if (m !== 0) {
+      Atomics.store(w, m + MSG_MORE, head);
+      Atomics.store(w, m + MSG_STATE, MESSAGE_FREE);
+      Atomics.store(w, this.base + AG_MORE, m);
+      this.#reserve(m, kind);
+    }
+    return m;
   }
 
-  /** Puts a filled message in the mailbox of agent `slot` and rings it. `posted`: nobody waits for the answer. */
-  send(slot: number, m: Message, posted: boolean): void {
+  #reserve(m: Message, kind: number): boolean {
+    const w = this.words;
+    if (Atomics.compareExchange(w, m + MSG_STATE, MESSAGE_FREE, MESSAGE_RESERVED) !== MESSAGE_FREE)
+      return false;
+    Atomics.store(w, m + MSG_KIND, kind);
+    Atomics.store(w, m + MSG_FROM, this.slot);
+    Atomics.store(w, m + MSG_POSTED, 0);
+    Atomics.store(w, m + MSG_RESULT, 0);
+    Atomics.store(w, m + MSG_TEXT_LENGTH, 0);
+    return true;
+  }
+
+  /** Says that a filled message will be sent to `ownerId` without an answer: if this agent dies first, its reaper sends it. */
+  promiseMessage(ownerId: number, m: Message): void {
+    Atomics.store(this.words, m + MSG_RESULT, ownerId);
+    Atomics.store(this.words, m + MSG_POSTED, 1);
+  }
+
+  /** As sendTo(), to whoever has the slot now. */
+  send(slot: number, m: Message, posted: boolean): boolean {
+    return this.sendTo(this.ownerAt(slot), m, posted);
+  }
+
+  /**
+   * Puts a filled message in the mailbox of the agent with this owner id and rings it. `posted`: nobody waits for the
+   * answer, and the message is free again when it is served. False: that agent is gone; a message that was not
+   * posted is still the sender's. Once sent it is served, or answered by a reaper, or lies with an agent that is gone.
+   */
+  sendTo(ownerId: number, m: Message, posted: boolean): boolean {
+    const w = this.words;
+    const slot = slotOfOwner(ownerId);
+    Atomics.store(w, m + MSG_POSTED, posted ? 1 : 0);
+    Atomics.store(w, m + MSG_RESULT, 0);
+    // From here on nobody takes the slot anew: a message in the mailbox of a successor would be answered by a stranger.
+    Atomics.store(w, this.base + AG_SENDING, slot + 1);
+    const sent = ownerId !== 0 && ownerAlive(w, ownerId) && this.#push(slot, m);
+    Atomics.store(w, this.base + AG_SENDING, 0);
+    // After the push: a target that looks first and sees nothing would never look again.
+    if (sent) ring(w, slot);
+    else if (posted) this.freeMessage(m);
+    return sent;
+  }
+
+  #push(slot: number, m: Message): boolean {
     const w = this.words;
     const mailbox = agentAt(slot) + AG_MBOX;
-    Atomics.store(w, m + MSG_POSTED, posted ? 1 : 0);
     Atomics.store(w, m + MSG_STATE, MESSAGE_POSTED);
-    for (let head = Atomics.load(w, mailbox); ;) {
+    for (let head = Atomics.load(w, mailbox); head !== MAILBOX_CLOSED;) {
       Atomics.store(w, m + MSG_NEXT, head);
       const seen = Atomics.compareExchange(w, mailbox, head, m);
-      if (seen === head) break;
+      if (seen === head) return true;
       head = seen;
     }
-    ring(w, slot); // after the push: a target that looks first and sees nothing would never look again
+    Atomics.store(w, m + MSG_STATE, MESSAGE_RESERVED);
+    return false;
+  }
+
+  /** Closes the mailbox of an agent that is going or gone, and answers what is in it. */
+  closeMailbox(slot: number): void {
+    const w = this.words;
+    const mailbox = agentAt(slot) + AG_MBOX;
+    for (let m = Atomics.exchange(w, mailbox, MAILBOX_CLOSED) as Message; m > 0;) {
+      const next = Atomics.load(w, m + MSG_NEXT) as Message;
+      this.setMessageText(m, "the agent is gone");
+      this.finishMessage(m);
+      m = next;
+    }
   }
 
   messageDone(m: Message): boolean {
@@ -496,12 +588,13 @@ export class Agent implements LockOwner {
   }
 
   isLive(slot: number): boolean {
-    return Atomics.load(this.words, agentAt(slot) + AG_STATE) === AGENT_LIVE;
+    return stateOf(Atomics.load(this.words, agentAt(slot) + AG_STATE)) === AGENT_LIVE;
   }
 
   /** Owner id of the agent in a slot, 0 if none lives there. */
   ownerAt(slot: number): number {
-    return this.isLive(slot) ? ownerIdOf(slot, Atomics.load(this.words, agentAt(slot) + AG_GENERATION)) : 0;
+    const state = Atomics.load(this.words, agentAt(slot) + AG_STATE);
+    return stateOf(state) === AGENT_LIVE ? ownerIdOf(slot, generationOf(state)) : 0;
   }
 
   get detached(): boolean {
@@ -514,6 +607,8 @@ export class Agent implements LockOwner {
     this.leave();
     this.#detached = true;
     this.setArmed(false);
+    this.closeMailbox(this.slot);
+    this.wakeUp(); // lets go of the event loop
     Atomics.store(this.words, this.base + AG_STATE, AGENT_FREE);
     this.ringEverybody();
   }
@@ -523,25 +618,50 @@ export class Agent implements LockOwner {
 export function attachAgent(buffer: ArrayBufferLike, options: AgentOptions): Agent {
   const w = new Int32Array(buffer);
   const limit = Atomics.load(w, HDR_MAX_AGENTS);
-  for (let slot = 0; slot < limit; slot++) {
-    const agent = agentAt(slot);
-    if (Atomics.compareExchange(w, agent + AG_STATE, AGENT_FREE, AGENT_LIVE) !== AGENT_FREE) continue;
-    const generation = (Atomics.add(w, HDR_GENERATION, 1) % GENERATION_LIMIT) + 1;
-    for (const field of [AG_MBOX, AG_SLEEP, AG_SLEEP_WORD, AG_SERVED]) Atomics.store(w, agent + field, 0);
-    if ((Atomics.load(w, agent + AG_TURN) & 1) === 1) Atomics.add(w, agent + AG_TURN, 1);
-    Atomics.store(w, agent + AG_FACK, Atomics.load(w, agent + AG_FREQ));
-    Atomics.store(w, agent + AG_TID, options.tid ?? 0);
-    Atomics.store(w, agent + AG_THREAD, options.thread ?? 0);
-    Atomics.store(w, agent + AG_MAY_BLOCK, options.mayBlock ? 1 : 0);
-    Atomics.store(w, agent + AG_GENERATION, generation);
-    for (let top = Atomics.load(w, HDR_AGENT_TOP); top <= slot; top = Atomics.load(w, HDR_AGENT_TOP)) {
-      Atomics.compareExchange(w, HDR_AGENT_TOP, top, slot + 1);
+  const generation = (Atomics.add(w, HDR_GENERATION, 1) % GENERATION_LIMIT) + 1;
+  let awaited = true;
+  for (let round = 0; awaited && round < ATTACH_ROUNDS; round++) {
+    awaited = false;
+    for (let slot = 0; slot < limit; slot++) {
+      const state = agentAt(slot) + AG_STATE;
+      const mine = agentState(generation, AGENT_ATTACHING);
+      if (Atomics.compareExchange(w, state, AGENT_FREE, mine) !== AGENT_FREE) continue;
+      // First the state, then the look: whoever means the slot's last agent sees the one or is seen by the other.
+      if (someoneSendsTo(w, slot)) {
+        awaited = true;
+        Atomics.store(w, state, AGENT_FREE);
+        continue;
+      }
+      initSlot(w, slot, options);
+      Atomics.store(w, state, agentState(generation, AGENT_LIVE));
+      return new Agent(buffer, slot, generation, options);
     }
-    return new Agent(buffer, slot, generation, options);
   }
   throw new MmError(
     "EAGAIN",
     "attach",
     `all ${limit} agent slots are taken; raise maxAgents in createMemory()`,
   );
+}
+
+/** True while an agent is about to push a message to the mailbox of this slot. */
+function someoneSendsTo(w: Int32Array, slot: number): boolean {
+  const top = Atomics.load(w, HDR_AGENT_TOP);
+  for (let s = 0; s < top; s++) if (Atomics.load(w, agentAt(s) + AG_SENDING) === slot + 1) return true;
+  return false;
+}
+
+function initSlot(w: Int32Array, slot: number, options: AgentOptions): void {
+  const agent = agentAt(slot);
+  for (const field of [AG_MBOX, AG_SLEEP, AG_SLEEP_WORD, AG_SERVED, AG_SENDING]) {
+    Atomics.store(w, agent + field, 0);
+  }
+  if ((Atomics.load(w, agent + AG_TURN) & 1) === 1) Atomics.add(w, agent + AG_TURN, 1);
+  Atomics.store(w, agent + AG_FACK, Atomics.load(w, agent + AG_FREQ));
+  Atomics.store(w, agent + AG_TID, options.tid ?? 0);
+  Atomics.store(w, agent + AG_THREAD, options.thread ?? 0);
+  Atomics.store(w, agent + AG_MAY_BLOCK, options.mayBlock ? 1 : 0);
+  for (let top = Atomics.load(w, HDR_AGENT_TOP); top <= slot; top = Atomics.load(w, HDR_AGENT_TOP)) {
+    Atomics.compareExchange(w, HDR_AGENT_TOP, top, slot + 1);
+  }
 }

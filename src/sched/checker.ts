@@ -7,6 +7,7 @@
  */
 import { InvariantError } from "../errors.ts";
 import type { Agent, Task } from "./agent.ts";
+import { ask, type Input, NOT_YET, runReadyTasks } from "./drivers.ts";
 import type { Op } from "./op.ts";
 
 interface Actor {
@@ -44,56 +45,66 @@ export class CheckerDriver {
 
   /** Adds an agent that has no operation of its own but answers at its safepoints. */
   addAgent(agent: Agent): void {
+    agent.simulated = true;
     this.#agents.add(agent);
   }
 
   /** Adds an operation to run on `agent`. */
   spawn(agent: Agent, name: string, op: Op<unknown>): void {
-    this.#agents.add(agent);
+    this.addAgent(agent);
     const task: Task = { op, mode: "checker", effect: undefined, held: [], settle: () => {} };
     this.#actors.push({ agent, name, task, done: false, error: undefined });
   }
 
-  /** Runs everything to its end. Throws the first error of an actor, or names a deadlock. */
+  /** Runs everything to its end, messages that nobody waits for included. Throws the first error of an actor, or names a deadlock. */
   run(maxSteps: number): void {
+    const failed: Actor[] = [];
     let blocked = new Set<unknown>();
     for (let steps = 0; ; steps++) {
       const open = this.#actors.filter((a) => !a.done);
-      if (open.length === 0) break;
-      if (steps >= maxSteps)
-        throw new InvariantError(`no end after ${maxSteps} steps: ${this.schedule.slice(-40).join(" ")}`);
-      const agents = [...this.#agents].filter((a) => a.wanted);
-      const choices: (Actor | Agent)[] = [
-        ...open.filter((a) => !blocked.has(a)),
-        ...agents.filter((a) => !blocked.has(a)),
-      ];
-      if (choices.length === 0) {
-        const waits = open.map((a) => `${a.name} waits for ${a.task.effect?.what}`).join("; ");
-        throw new InvariantError(`deadlock: ${waits} (${this.schedule.join(" ")})`);
+      const agents = [...this.#agents].filter((a) => a.wanted || a.tasks.size > 0);
+      if (open.length === 0 && agents.length === 0) break;
+      const choices = [...open, ...agents].filter((a) => !blocked.has(a));
+      if (choices.length === 0 || steps >= maxSteps) {
+        // What an actor left behind when it failed is what stops the others.
+        if (failed[0]) throw failed[0].error;
+        throw new InvariantError(
+          choices.length === 0
+            ? `deadlock: ${[...waitsOf(open), ...agents.flatMap(waitsIn)].join("; ")} (${this.schedule.join(" ")})`
+            : `no end after ${maxSteps} steps: ${this.schedule.slice(-40).join(" ")}`,
+        );
       }
       const chosen = choices[this.#choose(choices.length)]!;
       const progressed = "task" in chosen ? this.#step(chosen) : this.#safepoint(chosen);
       if (progressed) blocked = new Set();
       else blocked.add(chosen);
+      if (progressed && "task" in chosen && chosen.error !== undefined) failed.push(chosen);
     }
-    const failed = this.#actors.find((a) => a.error !== undefined);
-    if (failed) throw failed.error;
+    if (failed[0]) throw failed[0].error;
   }
 
+  /** A safepoint, and whatever suspended tasks of the agent can go on. */
   #safepoint(agent: Agent): boolean {
+    const { wanted } = agent;
     this.schedule.push(`@${agent.slot}`);
     agent.safepoint();
-    return !agent.wanted;
+    const progressed = runReadyTasks(agent) || (wanted && !agent.wanted);
+    if (!progressed) this.schedule.pop();
+    return progressed;
   }
 
   #step(actor: Actor): boolean {
     const { agent, task } = actor;
-    if (task.effect && !task.effect.ready()) return false;
+    let input: Input;
+    if (task.effect) {
+      const answer = usable(agent) ?? ask(agent, task, task.effect);
+      if (answer === NOT_YET) return false;
+      input = answer;
+    }
     task.effect = undefined;
     this.schedule.push(actor.name);
     agent.current = task;
     try {
-      let input: { error: unknown } | undefined;
       for (;;) {
         const r = input ? task.op.throw(input.error) : task.op.next();
         if (r.done === true) {
@@ -116,10 +127,26 @@ export class CheckerDriver {
       }
     } catch (error) {
       actor.done = true;
-      actor.error = error;
+      actor.error = error ?? new InvariantError(`${actor.name} threw nothing`);
       return true;
     } finally {
       agent.current = undefined;
     }
   }
 }
+
+/** As in the other drivers: nobody goes on waiting in a memory that a death has poisoned. */
+function usable(agent: Agent): Input {
+  try {
+    agent.checkUsable("wait");
+    return undefined;
+  } catch (error) {
+    return { error };
+  }
+}
+
+const waitsOf = (open: readonly Actor[]): string[] =>
+  open.map((a) => `${a.name} waits for ${a.task.effect?.what}`);
+
+const waitsIn = (agent: Agent): string[] =>
+  [...agent.tasks].map((task) => `a task of agent ${agent.slot} waits for ${task.effect?.what}`);

@@ -6,14 +6,15 @@
  * the agent it waits for is still there (Linux); a lock word names its owner, and an owner whose slot has been
  * reaped holds nothing any more.
  *
- * States of a slot: FREE -> LIVE attachAgent(); LIVE -> FREE detach(); LIVE -> REAPING -> FREE reap().
+ * States of a slot: FREE -> ATTACHING -> LIVE attachAgent(); LIVE -> FREE detach(); LIVE -> REAPING -> FREE reap().
  */
 import { MmError } from "../errors.ts";
 import type { Agent } from "./agent.ts";
 import { ownerAlive, wakeQueue } from "./doorbell.ts";
 import {
   AG_ACKQ,
-  AG_MBOX,
+  AG_MORE,
+  AG_SENDING,
   AG_SLEEP,
   AG_STATE,
   AG_THREAD,
@@ -23,6 +24,8 @@ import {
   AGENT_LIVE,
   AGENT_REAPING,
   agentAt,
+  agentState,
+  generationOfOwner,
   type Message,
   MESSAGE_COUNT,
   MESSAGE_DONE,
@@ -30,8 +33,9 @@ import {
   MESSAGE_POSTED,
   MESSAGE_RESERVED,
   messageAt,
-  MSG_NEXT,
+  MSG_MORE,
   MSG_POSTED,
+  MSG_RESULT,
   MSG_STATE,
   SLEEP_AWAKE,
   slotOfOwner,
@@ -94,7 +98,7 @@ export function checkLiveness(agent: Agent, ownerId: number): boolean {
   const slot = slotOfOwner(ownerId);
   const tid = Atomics.load(agent.words, agentAt(slot) + AG_TID);
   if (tid === host().tid || !host().threadGone(tid)) return true;
-  reap(agent, slot);
+  reap(agent, slot, ownerId);
   return false;
 }
 
@@ -108,31 +112,37 @@ export function slotsOfThread(agent: Agent, threadId: number): number[] {
   return slots;
 }
 
+/** Frees a message of a dead agent, or sees to it that somebody else does. */
+function reapMessage(agent: Agent, m: Message): void {
+  const w = agent.words;
+  const state = Atomics.load(w, m + MSG_STATE);
+  if (state === MESSAGE_RESERVED && Atomics.load(w, m + MSG_POSTED) === 1) {
+    agent.sendTo(Atomics.load(w, m + MSG_RESULT), m, true); // as promised
+  } else if (state === MESSAGE_RESERVED || state === MESSAGE_DONE) {
+    Atomics.store(w, m + MSG_STATE, MESSAGE_FREE);
+  } else if (state === MESSAGE_POSTED) {
+    // Still in somebody's mailbox: whoever answers it frees it.
+    Atomics.store(w, m + MSG_POSTED, 1);
+    if (Atomics.load(w, m + MSG_STATE) === MESSAGE_DONE) Atomics.store(w, m + MSG_STATE, MESSAGE_FREE);
+  }
+}
+
 /**
  * Gives back what a dead agent left: answers its mailbox, runs the rows' reapers, frees its slot.
  * One reaper wins; the others see a slot that is no longer live.
  */
-export function reap(agent: Agent, slot: number): void {
+export function reap(agent: Agent, slot: number, ownerId: number = agent.ownerAt(slot)): void {
   const w = agent.words;
   const dead = agentAt(slot);
-  const ownerId = agent.ownerAt(slot);
-  if (ownerId === 0 || Atomics.compareExchange(w, dead + AG_STATE, AGENT_LIVE, AGENT_REAPING) !== AGENT_LIVE)
+  const generation = generationOfOwner(ownerId);
+  const live = agentState(generation, AGENT_LIVE);
+  if (ownerId === 0) return;
+  if (Atomics.compareExchange(w, dead + AG_STATE, live, agentState(generation, AGENT_REAPING)) !== live)
     return;
   if ((Atomics.load(w, dead + AG_TURN) & 1) === 1) Atomics.add(w, dead + AG_TURN, 1);
   Atomics.store(w, dead + AG_SLEEP, SLEEP_AWAKE);
-  for (let m = Atomics.exchange(w, dead + AG_MBOX, 0) as Message; m !== 0;) {
-    const next = Atomics.load(w, m + MSG_NEXT) as Message;
-    agent.setMessageText(m, "the agent died");
-    agent.finishMessage(m);
-    m = next;
-  }
-  for (let k = 0; k < MESSAGE_COUNT; k++) {
-    const m = messageAt(dead, k);
-    const state = Atomics.load(w, m + MSG_STATE);
-    if (state === MESSAGE_RESERVED || state === MESSAGE_DONE) Atomics.store(w, m + MSG_STATE, MESSAGE_FREE);
-    // Still in somebody's mailbox: whoever answers it frees it.
-    else if (state === MESSAGE_POSTED) Atomics.store(w, m + MSG_POSTED, 1);
-  }
+  Atomics.store(w, dead + AG_SENDING, 0);
+  agent.closeMailbox(slot);
   let held: string | undefined;
   for (const reaper of agent.reapers) {
     try {
@@ -142,6 +152,9 @@ export function reap(agent: Agent, slot: number): void {
     }
   }
   if (held !== undefined) agent.poison(ownerId);
+  for (let k = 0; k < MESSAGE_COUNT; k++) reapMessage(agent, messageAt(dead, k));
+  const more = Atomics.load(w, dead + AG_MORE) as Message;
+  for (let m = more; m !== 0; m = Atomics.load(w, m + MSG_MORE) as Message) reapMessage(agent, m);
   Atomics.store(w, dead + AG_STATE, AGENT_FREE);
   wakeQueue(w, dead + AG_ACKQ);
   agent.ringEverybody();

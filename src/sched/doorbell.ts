@@ -7,18 +7,20 @@
  */
 import {
   AG_BELL,
-  AG_GENERATION,
   AG_SLEEP,
   AG_SLEEP_WORD,
   AG_STATE,
   AGENT_FREE,
   AGENT_LIVE,
   agentAt,
+  agentState,
+  generationOf,
   generationOfOwner,
   QUEUE_BITS,
   QUEUE_WORDS,
   SLEEP_AWAKE,
   slotOfOwner,
+  stateOf,
 } from "./layout.ts";
 
 /** Wakes the single agent of an arena that is not shared, where Atomics.notify reaches nobody. */
@@ -61,18 +63,12 @@ export function wakeQueue(words: Int32Array, queue: number): void {
 
 /** True while the agent with this owner id lives: its slot is in use and has not been given to another. */
 export function ownerAlive(words: Int32Array, ownerId: number): boolean {
-  const agent = agentAt(slotOfOwner(ownerId));
-  return (
-    Atomics.load(words, agent + AG_STATE) === AGENT_LIVE &&
-    Atomics.load(words, agent + AG_GENERATION) === generationOfOwner(ownerId)
-  );
+  const state = Atomics.load(words, agentAt(slotOfOwner(ownerId)) + AG_STATE);
+  return state === agentState(generationOfOwner(ownerId), AGENT_LIVE);
 }
 
 /** True once the agent with this owner id is dead and reaped, or has detached: nothing of it will be answered any more. */
 export function ownerGone(words: Int32Array, ownerId: number): boolean {
-  const agent = agentAt(slotOfOwner(ownerId));
-  return (
-    Atomics.load(words, agent + AG_STATE) === AGENT_FREE ||
-    Atomics.load(words, agent + AG_GENERATION) !== generationOfOwner(ownerId)
-  );
+  const state = Atomics.load(words, agentAt(slotOfOwner(ownerId)) + AG_STATE);
+  return stateOf(state) === AGENT_FREE || generationOf(state) !== generationOfOwner(ownerId);
 }

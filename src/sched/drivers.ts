@@ -24,7 +24,9 @@ const SERVE_EVERY = 16;
 const IDLE_TICK_MS = 0x7fffffff;
 
 type Step = { done: true; value: unknown } | { done: false; effect: Effect };
-type Input = { error: unknown } | undefined;
+/** What an operation is resumed with: an error, or nothing. */
+export type Input = { error: unknown } | undefined;
+export const NOT_YET = "not yet";
 
 interface Timer {
   ref?(): void;
@@ -63,13 +65,30 @@ function hostNow(effect: HostEffect, mode: "blocking" | "try"): Input {
   }
 }
 
-/** Spins on `ready`, serving others meanwhile. */
-function spin(agent: Agent, effect: WaitEffect, rounds: number): boolean {
+/**
+ * Asks whether a wait is over, on behalf of its task: what `ready` takes is the task's, and an error that it throws
+ * goes to the operation, which unwinds.
+ */
+export function ask(agent: Agent, task: Task, effect: WaitEffect): Input | typeof NOT_YET {
+  const outer = agent.current;
+  agent.current = task;
+  try {
+    return effect.ready() ? undefined : NOT_YET;
+  } catch (error) {
+    return { error };
+  } finally {
+    agent.current = outer;
+  }
+}
+
+/** Asks again and again, serving others meanwhile. */
+function spin(agent: Agent, task: Task, effect: WaitEffect, rounds: number): Input | typeof NOT_YET {
   for (let k = 1; k <= rounds; k++) {
-    if (effect.ready()) return true;
+    const answer = ask(agent, task, effect);
+    if (answer !== NOT_YET) return answer;
     if (k % SERVE_EVERY === 0) agent.safepoint();
   }
-  return effect.ready();
+  return ask(agent, task, effect);
 }
 
 /** Runs an operation to its end in this agent. Errors: EDEADLK inside a callback, EOWNERDEAD on a poisoned memory. */
@@ -83,29 +102,33 @@ export function runBlocking<T>(agent: Agent, op: Op<T>): T {
     if (r.done) return r.value as T;
     input = undefined;
     if (r.effect.kind === "host") input = hostNow(r.effect, "blocking");
-    else if (r.effect.kind === "wait") input = block(agent, r.effect);
+    else if (r.effect.kind === "wait") input = block(agent, task, r.effect);
   }
 }
 
 /** Sleeps until the effect is ready. */
-function block(agent: Agent, effect: WaitEffect): Input {
-  if (spin(agent, effect, agent.spinRounds)) return undefined;
+function block(agent: Agent, task: Task, effect: WaitEffect): Input {
+  const answer = spin(agent, task, effect, agent.spinRounds);
+  if (answer !== NOT_YET) return answer;
   const began = performance.now();
   let reported = false;
   for (;;) {
     const bell = agent.bell();
-    runReadyTasks(agent);
+    agent.safepoint();
     agent.arm(effect.queue);
-    for (const task of agent.tasks) if (task.effect) agent.arm(task.effect.queue);
-    if (effect.ready()) return undefined;
-    if (agent.bell() === bell) agent.park(bell, SLICE_MS);
-    else agent.safepoint();
-    if (effect.ready()) return undefined;
+    armTasks(agent);
+    // Armed, so tested again: what became true before it was armed rings nobody.
+    const ran = runReadyTasks(agent);
+    const later = ask(agent, task, effect);
+    if (later !== NOT_YET) return later;
     try {
       agent.checkUsable("wait");
     } catch (error) {
       return { error };
     }
+    if (needsEventLoop(agent, effect)) return { error: edeadlk(effect.what) };
+    // A task that ran may have a new wait, which is not armed.
+    if (!ran && agent.bell() === bell) agent.park(bell, SLICE_MS);
     const waited = performance.now() - began;
     if (waited > SLICE_MS) watch(agent, effect);
     if (waited > SOFT_LOCKUP_MS && !reported) {
@@ -113,6 +136,21 @@ function block(agent: Agent, effect: WaitEffect): Input {
       reportLockup(agent, effect, waited);
     }
   }
+}
+
+/** Arms the waits of all suspended tasks: a wake has consumed some, and does not say which. */
+function armTasks(agent: Agent): void {
+  for (const { effect } of agent.tasks) if (effect) agent.arm(effect.queue);
+}
+
+/**
+ * True if what `effect` waits for may need this agent's event loop, which does not run while the agent sleeps: the
+ * agent owes others something that the host delivers, or waits for itself and has no task that could go on.
+ */
+function needsEventLoop(agent: Agent, effect: WaitEffect): boolean {
+  if (agent.owed > 0) return true;
+  if (agent.tasks.size > 0 && agent.hostWaits === 0) return false;
+  return effect.owner?.() === agent.ownerId;
 }
 
 function watch(agent: Agent, effect: WaitEffect): void {
@@ -146,9 +184,10 @@ export function runTry<T>(agent: Agent, op: Op<T>): T {
     if (r.effect.kind === "host") input = hostNow(r.effect, "try");
     else if (r.effect.kind === "wait") {
       const until = performance.now() + TRY_SPIN_MS;
-      let ready = spin(agent, r.effect, SERVE_EVERY);
-      while (!ready && agent.shared && performance.now() < until) ready = spin(agent, r.effect, SERVE_EVERY);
-      if (!ready) input = { error: eagain(r.effect.what) };
+      let answer = spin(agent, task, r.effect, SERVE_EVERY);
+      while (answer === NOT_YET && agent.shared && performance.now() < until)
+        answer = spin(agent, task, r.effect, SERVE_EVERY);
+      input = answer === NOT_YET ? { error: eagain(r.effect.what) } : answer;
     }
   }
 }
@@ -178,13 +217,14 @@ export function start<T>(
   advance(agent, { op, mode: "async", effect: undefined, held: [], settle }, undefined);
 }
 
-/** Waits for a user's promise on behalf of an operation. In a blocking driver that is EDEADLK. */
+/** Waits for a user's promise on behalf of an operation that has a range open or owes an answer. In a blocking driver that is EDEADLK. */
 export function* promiseOp<T>(promise: PromiseLike<T>, what: string): Op<T> {
   let value: T | undefined;
   yield {
     kind: "host",
     sync: undefined,
     what,
+    owed: true,
     start: async (): Promise<void> => {
       value = await promise;
     },
@@ -224,48 +264,63 @@ function advance(agent: Agent, task: Task, input: Input): void {
         input = hostNow(effect, "blocking");
         continue;
       }
-      const loop = loopOf(agent);
-      loop.retain();
-      effect.start().then(
-        () => {
-          loop.release();
-          advance(agent, task, undefined);
-        },
-        (error: unknown) => {
-          loop.release();
-          advance(agent, task, { error });
-        },
-      );
+      awaitHost(agent, task, effect);
       return;
     }
-    if (spin(agent, effect, agent.spinRounds)) continue;
+    const answer = spin(agent, task, effect, agent.simulated ? 0 : agent.spinRounds);
+    if (answer !== NOT_YET) {
+      input = answer;
+      continue;
+    }
     task.effect = effect;
     agent.tasks.add(task);
-    loopOf(agent).pump();
+    loopOf(agent).suspended(task);
     return;
   }
+}
+
+function awaitHost(agent: Agent, task: Task, effect: HostEffect): void {
+  const loop = loopOf(agent);
+  const owed = effect.owed === true ? 1 : 0;
+  agent.hostWaits++;
+  agent.owed += owed;
+  loop.retain();
+  const resume = (input: Input): void => {
+    agent.hostWaits--;
+    agent.owed -= owed;
+    loop.release();
+    advance(agent, task, input);
+  };
+  // In an async function, so that a start() that throws is a rejection too.
+  const started = (async (): Promise<void> => effect.start())();
+  started.then(
+    () => resume(undefined),
+    (error: unknown) => resume({ error }),
+  );
 }
 
 /** Resumes every suspended task whose wait is over. True if there was one. */
 export function runReadyTasks(agent: Agent): boolean {
   let any = false;
-  for (const task of [...agent.tasks]) {
-    const { effect } = task;
-    if (!effect || !agent.tasks.has(task)) continue;
-    let error: Input;
-    if (agent.poisonedBy !== 0) {
-      try {
-        agent.checkUsable("wait");
-      } catch (e) {
-        error = { error: e };
-      }
-    } else if (!effect.ready()) continue;
-    agent.tasks.delete(task);
-    task.effect = undefined;
-    any = true;
-    advance(agent, task, error);
-  }
+  for (const task of [...agent.tasks]) if (runReadyTask(agent, task)) any = true;
   return any;
+}
+
+function runReadyTask(agent: Agent, task: Task): boolean {
+  const { effect } = task;
+  if (!effect || !agent.tasks.has(task)) return false;
+  let answer: Input | typeof NOT_YET;
+  try {
+    agent.checkUsable("wait");
+    answer = ask(agent, task, effect);
+  } catch (error) {
+    answer = { error };
+  }
+  if (answer === NOT_YET) return false;
+  agent.tasks.delete(task);
+  task.effect = undefined;
+  advance(agent, task, answer);
+  return true;
 }
 
 // ---- the event loop's side ---------------------------------------------------------------------------------
@@ -291,7 +346,9 @@ export class EventLoop {
   #listeners = 0;
   /** Those of them, and host effects, that keep the process alive. */
   #retained = 0;
-  #armed = false;
+  /** A waitAsync is there, which every ring wakes as long as the agent says that it is armed. */
+  #listening = false;
+  #pumping = false;
   #timer: Timer | undefined;
   #timerMs = 0;
 
@@ -323,56 +380,73 @@ export class EventLoop {
     this.#keepAlive();
   }
 
+  /** `task` has just been suspended: makes sure that a ring reaches it. */
+  suspended(task: Task): void {
+    const agent = this.#agent;
+    if (!this.#listening || this.#pumping) {
+      this.pump();
+      return;
+    }
+    this.#keepAlive();
+    if (agent.simulated) return;
+    agent.setArmed(true);
+    agent.arm(task.effect!.queue);
+    runReadyTask(agent, task);
+  }
+
   /** Makes sure that somebody listens on the doorbell. */
   pump(): void {
     this.#keepAlive();
-    if (this.#armed) return;
     const agent = this.#agent;
-    for (;;) {
-      if (agent.detached || (agent.tasks.size === 0 && this.#listeners === 0)) {
-        agent.setArmed(false);
-        return;
-      }
-      const bell = agent.bell();
-      agent.setArmed(true);
-      for (const task of agent.tasks) if (task.effect) agent.arm(task.effect.queue);
-      this.#armed = true; // before tasks run: they may get here again
-      agent.safepoint();
-      const progressed = runReadyTasks(agent);
-      if (progressed) {
-        this.#armed = false;
-        continue;
-      }
-      if (!agent.shared) {
-        // ring() calls agent.wakeUp; a doorbell that changed meanwhile is looked at again at once.
-        if (agent.bell() === bell) return;
-        this.#armed = false;
-        continue;
-      }
-      const waiting = Atomics.waitAsync(agent.words, agent.base, bell); // AG_BELL is the slot's first word
-      if (waiting.async) {
-        void waiting.value.then(() => this.#wake());
-        return;
-      }
-      this.#armed = false;
+    // Called again from a task or a message: the loop below has not come to the arming yet, or comes to it again.
+    if (this.#pumping || agent.simulated) return;
+    this.#pumping = true;
+    try {
+      while (!this.#settle());
+    } finally {
+      this.#pumping = false;
     }
+    this.#keepAlive();
+  }
+
+  /** One round: true once nothing is ready and somebody listens, or nobody needs to. */
+  #settle(): boolean {
+    const agent = this.#agent;
+    if (agent.detached) return true; // its slot may be another's by now
+    if (agent.tasks.size === 0 && this.#listeners === 0) {
+      agent.setArmed(false);
+      return true;
+    }
+    const bell = agent.bell();
+    agent.setArmed(true);
+    agent.safepoint(); // before the arming, because a message may start a task
+    armTasks(agent);
+    if (runReadyTasks(agent)) return false;
+    if (this.#listening) return true;
+    if (!agent.shared) {
+      // ring() calls agent.wakeUp; a doorbell that changed meanwhile is looked at again at once.
+      this.#listening = agent.bell() === bell;
+      return this.#listening;
+    }
+    const waiting = Atomics.waitAsync(agent.words, agent.base, bell); // AG_BELL is the slot's first word
+    if (!waiting.async) return false;
+    this.#listening = true;
+    void waiting.value.then(() => this.#wake());
+    return true;
   }
 
   #wake(): void {
-    this.#armed = false;
-    const agent = this.#agent;
-    if (agent.detached) return;
-    agent.setArmed(false);
-    agent.safepoint();
-    runReadyTasks(agent);
+    this.#listening = false;
     this.pump();
   }
 
   #keepAlive(): void {
     const agent = this.#agent;
     const pending = agent.tasks.size > 0;
-    const wanted =
-      agent.detached || (!pending && this.#retained === 0) ? 0 : pending ? SLICE_MS : IDLE_TICK_MS;
+    // In a memory that is not shared nobody else can call a subscription, so it is no reason to stay.
+    const needed = agent.shared ? this.#retained : agent.hostWaits;
+    const idle = agent.detached || agent.simulated || (!pending && needed === 0);
+    const wanted = idle ? 0 : pending ? SLICE_MS : IDLE_TICK_MS;
     if (wanted === this.#timerMs) return;
     if (this.#timer !== undefined) clearInterval(this.#timer as never);
     this.#timerMs = wanted;

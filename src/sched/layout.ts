@@ -28,20 +28,21 @@ export const AGENT_LIMIT = 64;
 
 // Agent slot. Separate cache lines for what others write and for what the agent writes.
 export const AG_BELL = 0; //        A  doorbell: counts up; the agent sleeps on it and on nothing else
-export const AG_MBOX = 1; //        A  newest message of a linked list, 0 = empty
+export const AG_MBOX = 1; //        A  newest message of a linked list, 0 = empty, MAILBOX_CLOSED = nobody lives here
 export const AG_FREQ = 2; //        A (stored under M)  flush requests made
 export const AG_MARK_LOCK = 3; //   A  spinlock over the ring of flush requests
 export const AG_ACKQ = 16; //       A  wait queue: who wants to be rung on acknowledgement, turn end, park
 export const AG_SLEEP = 32; //      O  SLEEP_*
 export const AG_TURN = 33; //       O (reaper once)  odd: in a turn; even: idle
 export const AG_FACK = 34; //       O  flush requests done
-export const AG_STATE = 35; //      A  AGENT_*
-export const AG_GENERATION = 36; // O  makes owner ids of a reused slot differ
+export const AG_STATE = 35; //      A  generation above, AGENT_* in the lowest bits: one word, so that one CAS means one agent
 export const AG_TID = 37; //        O  operating-system thread id where known, else 0
 export const AG_THREAD = 38; //     O  worker_threads' threadId + 1 where known, else 0
 export const AG_MAY_BLOCK = 39; //  O
 export const AG_SLEEP_WORD = 40; // O  word index of the user's word the agent sleeps on in memory.wait, 0 = none
 export const AG_SERVED = 41; //     O  messages answered, for statistics
+export const AG_SENDING = 42; //    O (reaper once)  slot + 1 whose mailbox it is about to push to: not to be taken anew
+export const AG_MORE = 43; //       O  messages beyond the first MESSAGE_COUNT, linked by MSG_MORE; the slot keeps them
 export const AG_RING = 48; //       M  RING_ENTRIES ranges to flush
 export const RING_ENTRIES = 16; // power of two
 /** Behind by more than this, a reader may be looking at an entry that is being overwritten: flush everything. */
@@ -63,20 +64,30 @@ export const MSG_ARG0 = 5; //     B
 export const MSG_ARG1 = 6; //     B
 export const MSG_ARG2 = 7; //     B
 export const MSG_ARG3 = 8; //     B
-export const MSG_POSTED = 9; //   B  1: nobody waits; the receiver frees it
+export const MSG_POSTED = 9; //   B  1: nobody waits, the receiver frees it; while RESERVED: the reaper sends it, see promise()
 export const MSG_START = 10; //   B  double
 export const MSG_END = 12; //     B  double
-export const MSG_RESULT = 14; //  B
+export const MSG_RESULT = 14; //  B  while RESERVED with MSG_POSTED 1: owner id of the agent it will be sent to
 export const MSG_TEXT_LENGTH = 15; // B
 export const MSG_TEXT = 16; //    B  UTF-8 bytes of an error text
+export const MSG_MORE = 31; //    C  next of AG_MORE
 export const MSG_WORDS = 32;
-export const MSG_TEXT_BYTES: number = (MSG_WORDS - MSG_TEXT) * 4;
+export const MSG_TEXT_BYTES: number = (MSG_MORE - MSG_TEXT) * 4;
 
 export const AG_WORDS = 512;
 
+const STATE_BITS = 2;
+const STATE_MASK = 3;
 export const AGENT_FREE = 0;
 export const AGENT_LIVE = 1;
 export const AGENT_REAPING = 2;
+export const AGENT_ATTACHING = 3;
+/** Values of AG_STATE. A generation has 23 bits. */
+export const agentState = (generation: number, state: number): number => (generation << STATE_BITS) | state;
+export const stateOf = (word: number): number => word & STATE_MASK;
+export const generationOf = (word: number): number => word >>> STATE_BITS;
+
+export const MAILBOX_CLOSED = -1;
 
 export const SLEEP_AWAKE = 0;
 export const SLEEP_PARKED = 1; // in Atomics.wait: quiescent, flushes before anything else when it wakes

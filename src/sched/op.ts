@@ -28,6 +28,8 @@ export interface HostEffect {
   readonly sync: (() => void) | undefined;
   readonly start: () => Promise<void>;
   readonly what: string;
+  /** Others may be waiting for this operation meanwhile: it owes an answer, has a range open, or holds a lock after all. */
+  readonly owed?: boolean;
 }
 
 /** A place where the checker may let another agent go on. Other drivers continue at once. */

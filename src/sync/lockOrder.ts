@@ -29,8 +29,8 @@ export type LockRank = (typeof LockRank)[keyof typeof LockRank];
 const nameOf = (rank: number): string =>
   Object.entries(LockRank).find(([, r]) => r === rank)?.[0] ?? `lock ${rank}`;
 
-/** Notes that the running task takes a lock; panics on an inversion. Debug mode only. */
-export function lockdepAcquire(agent: Agent, rank: LockRank): void {
+/** Panics if the running task may not take a lock of this rank: before it waits for it, because it might wait for itself. */
+export function lockdepCheck(agent: Agent, rank: LockRank): void {
   const held = agent.current?.held;
   if (!agent.debug || !held) return;
   const inverted = held.find((h) => h > rank || (h === rank && rank !== LockRank.folioLock));
@@ -39,7 +39,12 @@ export function lockdepAcquire(agent: Agent, rank: LockRank): void {
       `lock order: ${nameOf(rank)} taken while ${held.map(nameOf).join(", ")} held by agent ${agent.slot}`,
     );
   }
-  held.push(rank);
+}
+
+/** Notes that the running task takes a lock; panics on an inversion. Debug mode only. */
+export function lockdepAcquire(agent: Agent, rank: LockRank): void {
+  lockdepCheck(agent, rank);
+  if (agent.debug) agent.current?.held.push(rank);
 }
 
 /** Notes that the running task gives a lock back. */

@@ -19,7 +19,7 @@ import {
   waitOp,
   wakeQueue,
 } from "../sched/index.ts";
-import { type LockRank, lockdepAcquire, lockdepRelease } from "./lockOrder.ts";
+import { type LockRank, lockdepAcquire, lockdepCheck, lockdepRelease } from "./lockOrder.ts";
 
 export const RW_WRITER = 0; //  A  owner id of the writer, 0 = none
 export const RW_HANDOFF = 1; // A  owner id of the only agent that may take the lock next, 0 = anyone
@@ -36,8 +36,15 @@ function mayTake(agent: Agent, sem: number): boolean {
   const w = agent.words;
   const next = Atomics.load(w, sem + RW_HANDOFF);
   if (next === 0 || next === agent.ownerId) return true;
-  if (!ownerAlive(w, next)) Atomics.compareExchange(w, sem + RW_HANDOFF, next, 0);
-  return false;
+  return !ownerAlive(w, next) && Atomics.compareExchange(w, sem + RW_HANDOFF, next, 0) === next;
+}
+
+/** Whom somebody waits for who wants the semaphore: the writer, or the agent that may take it next. */
+function holdsUp(agent: Agent, sem: number): number {
+  const writer = Atomics.load(agent.words, sem + RW_WRITER);
+  if (writer !== 0) return writer;
+  const next = Atomics.load(agent.words, sem + RW_HANDOFF);
+  return next === agent.ownerId ? 0 : next;
 }
 
 function clearHandoff(agent: Agent, sem: number): void {
@@ -60,10 +67,11 @@ function patient(agent: Agent, sem: number, attempt: () => boolean): () => boole
 
 export function tryLockRead(agent: Agent, sem: number, rank: LockRank): boolean {
   const w = agent.words;
-  if (Atomics.load(w, sem + RW_WRITER) !== 0 || !mayTake(agent, sem)) return false;
+  // Plain loads first: the hand-off is a courtesy, and the writer word is looked at again where it counts.
+  if (w[sem + RW_WRITER] !== 0 || (w[sem + RW_HANDOFF] !== 0 && !mayTake(agent, sem))) return false;
   Atomics.add(w, sem + RW_READERS + agent.slot, 1);
   if (Atomics.load(w, sem + RW_WRITER) === 0) {
-    clearHandoff(agent, sem);
+    if (w[sem + RW_HANDOFF] !== 0) clearHandoff(agent, sem);
     if (agent.debug) lockdepAcquire(agent, rank);
     return true;
   }
@@ -73,6 +81,7 @@ export function tryLockRead(agent: Agent, sem: number, rank: LockRank): boolean 
 }
 
 export function* lockReadOp(agent: Agent, sem: number, rank: LockRank, what: string): Op<void> {
+  if (agent.debug) lockdepCheck(agent, rank);
   if (agent.fastPaths && tryLockRead(agent, sem, rank)) return;
   if (!agent.fastPaths) yield { kind: "point", what };
   try {
@@ -80,7 +89,7 @@ export function* lockReadOp(agent: Agent, sem: number, rank: LockRank, what: str
       sem + RW_QUEUE,
       patient(agent, sem, () => tryLockRead(agent, sem, rank)),
       what,
-      () => Atomics.load(agent.words, sem + RW_WRITER) || Atomics.load(agent.words, sem + RW_HANDOFF),
+      () => holdsUp(agent, sem),
     );
   } catch (error) {
     clearHandoff(agent, sem);
@@ -91,11 +100,13 @@ export function* lockReadOp(agent: Agent, sem: number, rank: LockRank, what: str
 export function unlockRead(agent: Agent, sem: number, rank: LockRank): void {
   if (agent.debug) lockdepRelease(agent, rank);
   Atomics.sub(agent.words, sem + RW_READERS + agent.slot, 1);
-  wakeQueue(agent.words, sem + RW_QUEUE);
+  // Only a writer that has claimed the lock waits for readers to go.
+  if (Atomics.load(agent.words, sem + RW_WRITER) !== 0) wakeQueue(agent.words, sem + RW_QUEUE);
 }
 
-/** Owner id of an agent that holds the semaphore for reading, 0 if none does. */
+/** Owner id of an agent that holds the semaphore for reading, 0 if none does. The own agent first: see needsEventLoop(). */
 function someReader(agent: Agent, sem: number): number {
+  if (Atomics.load(agent.words, sem + RW_READERS + agent.slot) !== 0) return agent.ownerId;
   const top = agent.top();
   for (let slot = 0; slot < top; slot++) {
     if (Atomics.load(agent.words, sem + RW_READERS + slot) !== 0)
@@ -114,13 +125,14 @@ function dropWriter(agent: Agent, sem: number): void {
 }
 
 export function* lockWriteOp(agent: Agent, sem: number, rank: LockRank, what: string): Op<void> {
+  if (agent.debug) lockdepCheck(agent, rank);
   if (!agent.fastPaths) yield { kind: "point", what };
   try {
     yield* waitOp(
       sem + RW_QUEUE,
       patient(agent, sem, () => claimWriter(agent, sem)),
       what,
-      () => Atomics.load(agent.words, sem + RW_WRITER) || Atomics.load(agent.words, sem + RW_HANDOFF),
+      () => holdsUp(agent, sem),
     );
   } catch (error) {
     clearHandoff(agent, sem);

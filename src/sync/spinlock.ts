@@ -21,25 +21,35 @@ function nap(agent: LockOwner, word: number, holder: number): void {
   }
 }
 
-/** Takes the lock at `word`. Errors: EOWNERDEAD if its holder died. Preconditions: not held by this agent. */
+function ownerDead(holder: number): MmError {
+  return new MmError(
+    "EOWNERDEAD",
+    "spinlock",
+    `agent ${slotOfOwner(holder)} died while it held a lock; the memory can no longer be trusted, create it anew`,
+  );
+}
+
+/** Takes the lock at `word`. Errors: EOWNERDEAD if its holder died, or if it is held for long in a poisoned memory. Preconditions: not held by this agent. */
 export function lockSpin(agent: LockOwner, word: number): void {
   const w = agent.words;
   for (let round = 1; ; round++) {
     const holder = Atomics.compareExchange(w, word, 0, agent.ownerId);
     if (holder === 0) return;
-    if (holder === agent.ownerId) panic(`spinlock at ${word} taken twice by agent ${slotOfOwner(holder)}`);
+    if (holder === agent.ownerId) {
+      // Left behind when an EOWNERDEAD unwound this agent's section.
+      if (agent instanceof Agent && agent.poisonedBy !== 0) throw ownerDead(agent.poisonedBy);
+      panic(`spinlock at ${word} taken twice by agent ${slotOfOwner(holder)}`);
+    }
     if (round % SPINS_BEFORE_NAP !== 0) continue;
     nap(agent, word, holder);
     if (round % (SPINS_BEFORE_NAP * NAPS_BEFORE_LOOK) !== 0) continue;
     if (agent instanceof Agent) checkLiveness(agent, holder);
-    if (!ownerAlive(w, holder) && Atomics.load(w, word) === holder) {
+    if (Atomics.load(w, word) !== holder) continue;
+    if (!ownerAlive(w, holder)) {
       if (agent instanceof Agent) agent.poison(holder);
-      throw new MmError(
-        "EOWNERDEAD",
-        "spinlock",
-        `agent ${slotOfOwner(holder)} died while it held a lock; the memory can no longer be trusted, create it anew`,
-      );
+      throw ownerDead(holder);
     }
+    if (agent instanceof Agent && agent.poisonedBy !== 0) throw ownerDead(agent.poisonedBy);
   }
 }
 

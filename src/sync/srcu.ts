@@ -33,12 +33,30 @@ function drained(agent: Agent, domain: number, index: number): boolean {
   return true;
 }
 
+/** Owner id of an agent with a reader under this parity, 0 if none has. The own agent first: see needsEventLoop(). */
+function someReader(agent: Agent, domain: number, index: number): number {
+  if (Atomics.load(agent.words, countAt(domain, agent.slot, index)) !== 0) return agent.ownerId;
+  const top = agent.top();
+  for (let slot = 0; slot < top; slot++) {
+    if (Atomics.load(agent.words, countAt(domain, slot, index)) !== 0) return agent.ownerAt(slot);
+  }
+  return 0;
+}
+
 /** Waits until every read section that began before has ended. Preconditions: not inside one. */
 export function* synchronizeSrcuOp(agent: Agent, domain: number): Op<void> {
-  // Twice: a reader may have read the index before the first flip and counted itself after our first look.
-  for (let flip = 0; flip < 2; flip++) {
-    const index = Atomics.add(agent.words, domain + SRCU_INDEX, 1) & 1;
-    yield* waitOp(domain + SRCU_QUEUE, () => drained(agent, domain, index), "a grace period");
+  // Each parity once, the one that gets no new readers first. Not "flip and wait" twice: with another synchronizer's
+  // flip between ours, both waits would be for the same parity.
+  const first = (Atomics.load(agent.words, domain + SRCU_INDEX) + 1) & 1;
+  for (const index of [first, 1 - first]) {
+    const now = Atomics.load(agent.words, domain + SRCU_INDEX);
+    if ((now & 1) === index) Atomics.compareExchange(agent.words, domain + SRCU_INDEX, now, (now + 1) | 0);
+    yield* waitOp(
+      domain + SRCU_QUEUE,
+      () => drained(agent, domain, index),
+      "a grace period",
+      () => someReader(agent, domain, index),
+    );
   }
 }
 

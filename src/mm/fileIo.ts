@@ -1,0 +1,206 @@
+/**
+ * Moving pages between frames and backings: by this agent's own instance, or by the agent that opened the file.
+ * Linux: the address_space_operations of a filesystem.
+ *
+ * Preconditions of everything here: the folio locks of the pages are held.
+ */
+import { MmError } from "../errors.ts";
+import { PG_DIRTY, PG_ERROR } from "../memory/index.ts";
+import {
+  type HostEffect,
+  type Message,
+  MSG_ARG0,
+  MSG_ARG1,
+  MSG_ARG2,
+  MSG_ARG3,
+  MSG_RESULT,
+  MSG_TEXT_LENGTH,
+  type Op,
+  ownerGone,
+  slotOfOwner,
+  waitOp,
+} from "../sched/index.ts";
+import { type Backing } from "./backing.ts";
+import { CT_WRITEBACKS, type File, FL_ERROR, FL_OPENER, MESSAGE_READ, MESSAGE_WRITE } from "./layout.ts";
+import type { Mm } from "./mm.ts";
+import { type FileCore, fileAt } from "./pageCache.ts";
+
+export const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+interface Piece {
+  readonly index: number;
+  readonly pfn: number;
+  readonly pages: number;
+}
+
+/** Cuts pages into pieces that lie together in the file and in memory. */
+function piecesOf(file: FileCore, pfns: ReadonlyMap<number, number>): Piece[] {
+  const pieces: Piece[] = [];
+  for (const [index, pfn] of [...pfns].toSorted((a, b) => a[0] - b[0])) {
+    const before = pieces.at(-1);
+    const joins =
+      before &&
+      before.index + before.pages === index &&
+      before.pfn + before.pages === pfn &&
+      file.mm.frames.adjacent(pfn - 1, pfn);
+    if (joins) pieces[pieces.length - 1] = { ...before, pages: before.pages + 1 };
+    else pieces.push({ index, pfn, pages: 1 });
+  }
+  return pieces;
+}
+
+/** Reads or writes locked frames (page index -> frame). Returns the pages that the backing no longer has. */
+export function* transferOp(
+  file: FileCore,
+  pfns: ReadonlyMap<number, number>,
+  kind: number,
+): Op<ReadonlySet<number>> {
+  const backing = file.backing();
+  const missing = new Set<number>();
+  for (const piece of piecesOf(file, pfns)) {
+    let done = 0;
+    if (backing) {
+      yield hostTransfer(file, backing, piece, kind, (bytes) => (done = bytes));
+    } else done = yield* askOpenerOp(file, piece, kind);
+    if (kind === MESSAGE_READ) noteRead(file, piece, done, missing);
+  }
+  return missing;
+}
+
+/** Zeroes what a read did not fill, and notes pages that the backing does not have. */
+function noteRead(file: FileCore, piece: Piece, bytes: number, missing: Set<number>): void {
+  const { frames, pageSize } = file.mm;
+  const all = piece.pages * pageSize;
+  if (bytes >= all) return;
+  frames.bytesOf(piece.pfn, piece.pages).fill(0, bytes);
+  for (let k = Math.ceil(bytes / pageSize); k < piece.pages; k++) {
+    if ((piece.index + k) * pageSize < file.size) missing.add(piece.index + k);
+  }
+}
+
+/** The backing's own operation on a piece, as an effect. Also what the opener runs for others. */
+function hostTransfer(
+  file: FileCore,
+  backing: Backing,
+  piece: Piece,
+  kind: number,
+  done: (bytes: number) => void,
+): HostEffect {
+  const { frames, pageSize } = file.mm;
+  const offset = piece.index * pageSize;
+  const length = Math.min(piece.pages * pageSize, Math.max(0, file.size - offset));
+  const bytes = frames.bytesOf(piece.pfn, piece.pages).subarray(0, length);
+  if (kind === MESSAGE_READ) {
+    return {
+      kind: "host",
+      what: `a read of file ${file.id}`,
+      sync: backing.readSync && ((): void => done(backing.readSync!(offset, bytes))),
+      start: async () => done(await backing.read(offset, bytes)),
+    };
+  }
+  return {
+    kind: "host",
+    what: `a write to file ${file.id}`,
+    sync:
+      backing.writeSync &&
+      ((): void => {
+        backing.writeSync!(offset, bytes);
+        done(length);
+      }),
+    start: async () => {
+      if (!backing.write) throw new MmError("EACCES", "write", "this backing cannot be written");
+      await backing.write(offset, bytes);
+      done(length);
+    },
+  };
+}
+
+function* askOpenerOp(file: FileCore, piece: Piece, kind: number): Op<number> {
+  const { agent } = file.mm;
+  const w = agent.words;
+  const owner = Atomics.load(w, file.slot + FL_OPENER);
+  const gone = (): MmError =>
+    new MmError(
+      "EIO",
+      "access",
+      `agent ${slotOfOwner(owner)}, which opened this file and served it, is gone`,
+    );
+  if (ownerGone(w, owner)) throw gone();
+  let m = agent.tryReserveMessage(kind);
+  if (m === 0) yield* waitOp(0, () => (m = agent.tryReserveMessage(kind)) !== 0, "a free message");
+  Atomics.store(w, m + MSG_ARG0, file.slot);
+  Atomics.store(w, m + MSG_ARG1, piece.pfn);
+  Atomics.store(w, m + MSG_ARG2, piece.pages);
+  Atomics.store(w, m + MSG_ARG3, piece.index);
+  agent.send(slotOfOwner(owner), m, false);
+  yield* waitOp(
+    0,
+    () => agent.messageDone(m) || ownerGone(w, owner),
+    `file ${file.id}`,
+    () => owner,
+  );
+  const text = Atomics.load(w, m + MSG_TEXT_LENGTH) > 0 ? agent.messageText(m) : "";
+  const bytes = Atomics.load(w, m + MSG_RESULT);
+  const done = agent.messageDone(m);
+  agent.freeMessage(m);
+  if (!done) throw gone();
+  if (text !== "") throw new MmError("EIO", "access", text);
+  return bytes;
+}
+
+/** Serves other agents' reads and writes of the files that this agent opened. */
+export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknown) => void) => void): void {
+  const { agent } = mm;
+  const w = agent.words;
+  const serve =
+    (kind: number) =>
+    (m: Message): true => {
+      const slot = Atomics.load(w, m + MSG_ARG0) as File;
+      const backing = mm.backings.get(slot);
+      if (!backing) throw new MmError("ESRCH", "file", "the file is not open in this agent");
+      const file = fileAt(mm, slot);
+      const piece: Piece = {
+        pfn: Atomics.load(w, m + MSG_ARG1),
+        pages: Atomics.load(w, m + MSG_ARG2),
+        index: Atomics.load(w, m + MSG_ARG3),
+      };
+      const effect = hostTransfer(file, backing, piece, kind, (bytes) =>
+        Atomics.store(w, m + MSG_RESULT, bytes),
+      );
+      start(
+        (function* (): Op<void> {
+          yield effect;
+        })(),
+        (error) => {
+          if (error !== undefined) agent.setMessageText(m, textOf(error));
+          agent.finishMessage(m);
+        },
+      );
+      return true;
+    };
+  agent.handle(MESSAGE_READ, serve(MESSAGE_READ));
+  agent.handle(MESSAGE_WRITE, serve(MESSAGE_WRITE));
+}
+
+/**
+ * Writes the dirty ones of these locked pages to the backing; false if that failed, and they are dirty again.
+ * Preconditions: folio locks held; no page-table entry that permits writing, acknowledged.
+ */
+export function* writeLockedOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<boolean> {
+  const { mm } = file;
+  const { frames } = mm;
+  const dirty = new Map<number, number>();
+  for (const [index, pfn] of pfns)
+    if ((frames.clearFlags(pfn, PG_DIRTY) & PG_DIRTY) !== 0) dirty.set(index, pfn);
+  if (dirty.size === 0) return true;
+  try {
+    yield* transferOp(file, dirty, MESSAGE_WRITE);
+    mm.count(CT_WRITEBACKS, dirty.size);
+    return true;
+  } catch (error) {
+    for (const pfn of dirty.values()) frames.setFlags(pfn, PG_DIRTY | PG_ERROR);
+    Atomics.store(mm.agent.words, file.slot + FL_ERROR, 1);
+    mm.agent.report(new MmError("EIO", "write-back", `writing to file ${file.id} failed`, { cause: error }));
+    return false;
+  }
+}

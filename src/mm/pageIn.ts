@@ -1,0 +1,117 @@
+/**
+ * Bringing pages of a file into the cache. Linux: mm/filemap.c, mm/readahead.c.
+ *
+ * A read brings in a whole cluster of the file, into frames that lie together where there are any, so that reclaim and
+ * spans find it in one piece. No lock is held when it begins; the pages are locked while they are read.
+ */
+import { BusError, MmError } from "../errors.ts";
+import { PG_UPTODATE } from "../memory/index.ts";
+import { type Op, waitOp } from "../sched/index.ts";
+import { BACKING_MEMORY, CT_MAJOR, FL_PAGES, MESSAGE_READ } from "./layout.ts";
+import { allocFrameOp } from "./reclaim.ts";
+import { radixEnsure } from "./radix.ts";
+import { textOf, transferOp } from "./fileIo.ts";
+import { dropLockedPage, type FileCore, tryGetPage } from "./pageCache.ts";
+
+/**
+ * The frame of a page, up to date, with a reference that the caller gives back. Reads it in if need be.
+ * Errors: BusError beyond the end of the file or where the backing fails, ENOMEM.
+ */
+export function* getPageOp(file: FileCore, index: number, address: number): Op<number> {
+  const { frames, agent } = file.mm;
+  for (;;) {
+    const present = tryGetPage(file, index);
+    if (present !== 0) return present;
+    if (index >= file.pages) throw new BusError("access", address, "the file ends before this page");
+    const entry = radixEnsure(agent, file.mm.heap, file.root, index);
+    if (entry === 0)
+      throw new MmError("ENOMEM", "access", "the arena is full; create the memory with a larger arena");
+    const value = Atomics.load(agent.words, entry);
+    if (value === 0) {
+      yield* readAroundOp(file, index, address);
+      continue;
+    }
+    // Being read, reclaimed or removed by somebody: its lock says when that is over.
+    const pfn = value - 1;
+    yield* waitOp(
+      frames.queueOf(pfn),
+      () =>
+        Atomics.load(agent.words, entry) !== value ||
+        !frames.isLocked(pfn) ||
+        (frames.flags(pfn) & PG_UPTODATE) !== 0,
+      `page ${index} of file ${file.id}`,
+      () => frames.folioOwner(pfn),
+    );
+  }
+}
+
+/** Reads the missing pages of the cluster around `index`. */
+function* readAroundOp(file: FileCore, index: number, address: number): Op<void> {
+  const { mm } = file;
+  const { frames } = mm;
+  const window = frames.clusterFrames;
+  const first = file.kind === BACKING_MEMORY ? index : Math.floor(index / window) * window;
+  const end = file.kind === BACKING_MEMORY ? index + 1 : Math.min(first + window, file.pages);
+  const pfns = yield* claimPagesOp(file, first, end, index);
+  if (pfns.size === 0) return;
+  mm.count(CT_MAJOR);
+  let failure: unknown;
+  let missing: ReadonlySet<number> = new Set();
+  try {
+    if (file.kind !== BACKING_MEMORY) missing = yield* transferOp(file, pfns, MESSAGE_READ);
+  } catch (error) {
+    failure = error;
+  }
+  for (const [at, pfn] of pfns) {
+    if (failure !== undefined || missing.has(at)) dropLockedPage(file, at, pfn);
+    else {
+      frames.setFlags(pfn, PG_UPTODATE);
+      frames.unlockFolio(pfn);
+    }
+  }
+  if (failure !== undefined) {
+    throw new BusError("access", address, `reading the file failed: ${textOf(failure)}`, failure);
+  }
+  if (missing.has(index))
+    throw new BusError("access", address, "the file is shorter than when it was opened");
+}
+
+/** Puts locked frames into the cache for the pages of `[first, end)` that are not there; `wanted` among them if possible. */
+function* claimPagesOp(file: FileCore, first: number, end: number, wanted: number): Op<Map<number, number>> {
+  const { mm } = file;
+  const { frames, agent } = mm;
+  const claimed = new Map<number, number>();
+  const whole = end - first === frames.clusterFrames && clusterIsEmpty(file, first, end);
+  let cluster = whole ? frames.tryAllocCluster() : 0;
+  // Only what is wanted may wait for memory; its neighbours are a bonus.
+  const single = cluster === 0 ? yield* allocFrameOp(mm, file.kind === BACKING_MEMORY) : 0;
+  if (single !== 0 && whole && frames.clusterFrames > 1) {
+    // Reclaim may just have made a whole cluster free.
+    cluster = frames.tryAllocCluster();
+    if (cluster !== 0) frames.put(single);
+  }
+  for (let index = first; index < end; index++) {
+    const entry = radixEnsure(agent, mm.heap, file.root, index);
+    let pfn = cluster !== 0 ? cluster + (index - first) : index === wanted ? single : 0;
+    if (pfn === 0 && entry !== 0 && Atomics.load(agent.words, entry) === 0 && file.kind !== BACKING_MEMORY) {
+      pfn = frames.tryAlloc(false);
+    }
+    if (pfn === 0) continue;
+    frames.tryLockFolio(pfn); // nobody else can find it yet
+    frames.setMapping(pfn, file.slot, index);
+    if (entry !== 0 && Atomics.compareExchange(agent.words, entry, 0, pfn + 1) === 0) {
+      Atomics.add(agent.words, file.slot + FL_PAGES, 1);
+      claimed.set(index, pfn);
+    } else {
+      frames.setMapping(pfn, 0, 0);
+      frames.unlockFolio(pfn);
+      frames.put(pfn);
+    }
+  }
+  return claimed;
+}
+
+function clusterIsEmpty(file: FileCore, first: number, end: number): boolean {
+  for (let index = first; index < end; index++) if (file.frameOf(index) !== 0) return false;
+  return true;
+}
