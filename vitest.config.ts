@@ -22,6 +22,16 @@ const config: ViteUserConfig = defineConfig({
         },
       },
       {
+        // Chromium with the built package, so build first.
+        test: {
+          name: "browser",
+          include: ["test/browser/**/*.test.ts"],
+          fileParallelism: false,
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+      {
         test: {
           name: "package",
           include: ["test/package/**/*.test.ts"],

@@ -75,6 +75,11 @@ async function main() {
   const built = pathOf("../.test-build/testing.js");
   if (!existsSync(built)) throw new Error(`${built} is missing; run npm run build first`);
   const env = environment();
+  if (env.load > env.cores / 2) {
+    process.stderr.write(
+      `others are at work on this machine (load ${env.load}): ratios of threads and I/O suffer most\n`,
+    );
+  }
   const rows = [];
   for (const name of names) {
     const begin = performance.now();

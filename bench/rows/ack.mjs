@@ -27,7 +27,8 @@ export default {
     const { memory, space } = await openMemory(16);
     const address = space.sync.mmap({ length: PAGE, prot: "rw", share: "private" });
     space.setUint32(address, 1);
-    const { control, stop } = await startAgent(memory, space, "hold", { address });
+    const agent = await startAgent(memory, space, "hold", { address });
+    const { control } = agent;
 
     const tails = { poll: [], hold: [], park: [] };
     /** Times single operations; `settle` brings the other agent into the state in which it is to be found. */
@@ -63,7 +64,7 @@ export default {
       },
       { repetitions },
     );
-    await stop();
+    await agent.stop();
     await memory.close();
 
     const last = (samples) => samples.slice(-repetitions);

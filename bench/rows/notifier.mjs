@@ -1,10 +1,11 @@
 /** The notifier subsystem by itself. */
 import {
+  beginRange,
   endOpenRange,
   makeRange,
   MmuNotifier,
   MmuNotifierEvent,
-  startRangeOp,
+  tellStartOp,
 } from "../../.test-build/testing.js";
 import { interleave, keep, lineOf, nsPerOperation } from "../lib/interleave.mjs";
 import { openMemory, PAGE } from "../lib/memory.mjs";
@@ -36,7 +37,8 @@ async function spaceWith(memory, subscriptions) {
 function raise({ notifiers }, startOf) {
   const { context } = notifiers;
   const startOp = (range) => {
-    const { done } = startRangeOp(context, range).next();
+    const done =
+      beginRange(context, range.start, range.end) || tellStartOp(context, range, false).next().done;
     if (!done) throw new Error("a range with subscribers in this agent only had to wait");
   };
   return {

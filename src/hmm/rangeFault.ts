@@ -14,6 +14,7 @@ import {
   PTE_READ,
   PTE_WRITE,
   radixFind,
+  usingOp,
 } from "../mm/index.ts";
 import type { IntervalNotifier } from "../notifier/index.ts";
 import { type Op, runAsync, runBlocking, runTry } from "../sched/index.ts";
@@ -50,7 +51,7 @@ export interface RangeFaultVariants {
 
 /** Linux: hmm_range_fault(). */
 export function* rangeFaultOp(interval: IntervalNotifier, range: RangeFault): Op<void> {
-  const { space, seq, start, length, entries, memory } = range;
+  const { space, start, length, entries, memory } = range;
   const { pageSize } = memory;
   if (start % pageSize !== 0 || length <= 0 || length % pageSize !== 0) {
     throw new MmError(
@@ -67,9 +68,14 @@ export function* rangeFaultOp(interval: IntervalNotifier, range: RangeFault): Op
   const pages = length / pageSize;
   if (entries.length < pages)
     throw new MmError("EINVAL", "rangeFault", `entries has room for ${entries.length} pages of ${pages}`);
+  yield* usingOp(space, "rangeFault", () => fillOp(interval, range, pages));
+}
+
+function* fillOp(interval: IntervalNotifier, range: RangeFault, pages: number): Op<void> {
+  const { space, seq, start, length, entries, memory } = range;
   const write = range.access === "rw";
   const w = space.agent.words;
-  const first = start / pageSize;
+  const first = start / memory.pageSize;
   const needed = write ? PTE_READ | PTE_WRITE : PTE_READ;
   for (let k = 0; k < pages;) {
     if (interval.checkRetry(seq)) throw busy(start, length);

@@ -80,7 +80,7 @@ function startHeap(w: Int32Array, root: number, first: number, end: number, debu
 /** Makes the segments of a new memory and everything in the arena that does not depend on the mm row. */
 export function createArena(options: ArenaOptions): MemoryHandle {
   const { pageSize, maxAgents, debug, budgetBytes } = options;
-  if (maxAgents < 1 || maxAgents > AGENT_LIMIT) {
+  if (!Number.isInteger(maxAgents) || maxAgents < 1 || maxAgents > AGENT_LIMIT) {
     throw new MmError("EINVAL", "createMemory", `maxAgents must be between 1 and ${AGENT_LIMIT}`);
   }
   const frames = Math.floor(budgetBytes / pageSize);

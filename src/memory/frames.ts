@@ -165,7 +165,8 @@ export class Frames {
 
   #notePeak(): void {
     const w = this.agent.words;
-    const used = this.count - this.free;
+    // The counters are read one after the other: a frame that goes from one agent to another meanwhile may count twice.
+    const used = Math.min(this.count, this.count - this.free);
     for (let peak = Atomics.load(w, this.header + MEM_PEAK); used > peak;) {
       const seen = Atomics.compareExchange(w, this.header + MEM_PEAK, peak, used);
       if (seen === peak) break;
@@ -492,8 +493,7 @@ export class Frames {
       if (isFree) free++;
       if (isFree !== (this.refcount(pfn) === 0))
         return `F1: frame ${pfn} free=${isFree} refcount=${this.refcount(pfn)}`;
-      if (isFree && zero && !this.#isZero(pfn))
-        return `F2: frame ${pfn} is marked zero and is not`;
+      if (isFree && zero && !this.#isZero(pfn)) return `F2: frame ${pfn} is marked zero and is not`;
       if (this.mapcount(pfn) > this.refcount(pfn))
         return `F4: frame ${pfn} mapped ${this.mapcount(pfn)} times`;
     }

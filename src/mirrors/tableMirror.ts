@@ -13,7 +13,7 @@
  *       whoever uses them passes none (no operation, no memory.poll(), no await) from read() to the last byte.
  */
 import { isMmError, MmError } from "../errors.ts";
-import { hmmPfn, rangeFault } from "../hmm/index.ts";
+import { hmmPfn, type RangeFault, rangeFault } from "../hmm/index.ts";
 import type { AddressSpace, PhysicalMemory } from "../mm/index.ts";
 import type { IntervalNotifier, MmuNotifierRange } from "../notifier/index.ts";
 
@@ -64,6 +64,7 @@ export class TableMirror implements AsyncDisposable {
   readonly #entries: Int32Array;
   /** Where rangeFault() writes, until readRetry() has allowed the install. */
   readonly #snapshot: Int32Array;
+  /** Pages that read() gave out, and calls that found none: the page asked for is given out after a fill. */
   #accesses = 0;
   #misses = 0;
   #fills = 0;
@@ -139,25 +140,28 @@ export class TableMirror implements AsyncDisposable {
       // Frames whose numbers follow each other lie in two segments where one segment ends.
       at += bytes.length / this.pageSize;
     }
-    this.#accesses += end - page;
-    return end - page;
+    const pages = end - page;
+    if (pages === 0) this.#misses++;
+    this.#accesses += pages;
+    return pages;
   }
 
   /**
-   * Gets an entry for `page`, and for those after it up to the next multiple of `fillBytes`. An entry may be gone again
-   * when this returns: read() tells. May wait. Errors: SegvError, BusError as an access does, EBUSY if it was overtaken
-   * again and again.
+   * Gets an entry for `page`, and for those after it up to the next multiple of `fillBytes` as far as they can be had.
+   * An entry may be gone again when this returns: read() tells. May wait. Errors: SegvError and BusError as an access,
+   * EBUSY if invalidations overtook it again and again.
    */
   async fill(page: number): Promise<void> {
     const fill = this.#begin(page);
     for (;;) {
       const seq = await this.#interval.readBegin();
+      let error: unknown;
       try {
         await rangeFault(this.#interval, this.#rangeOf(fill, seq));
-      } catch (error) {
-        this.#rethrowUnlessBusy(error);
+      } catch (thrown) {
+        error = thrown;
       }
-      if (this.#install(fill, seq)) return;
+      if (this.#finish(fill, seq, error)) return;
     }
   }
 
@@ -166,60 +170,100 @@ export class TableMirror implements AsyncDisposable {
     const fill = this.#begin(page);
     for (;;) {
       const seq = this.#interval.sync.readBegin();
+      let error: unknown;
       try {
         rangeFault.sync(this.#interval, this.#rangeOf(fill, seq));
-      } catch (error) {
-        this.#rethrowUnlessBusy(error);
+      } catch (thrown) {
+        error = thrown;
       }
-      if (this.#install(fill, seq)) return;
+      if (this.#finish(fill, seq, error)) return;
     }
+  }
+
+  /**
+   * As fill(), once, without waiting, and for pages only that are resident: a fill ahead of need, after which an access is
+   * a hit. False: not even `page` is, or that needs a wait, or was overtaken; the table is as it was.
+   */
+  tryFill(page: number): boolean {
+    const seq = this.#interval.tryReadBegin();
+    if (seq === undefined) return false;
+    const fill = this.#begin(page);
+    // A fault that has to make room would fail after all, but only after it has told everybody that it was about to.
+    const resident = this.#space.mincore(this.#addressOf(page), fill.pages * this.pageSize).indexOf(0);
+    if (resident >= 0) fill.pages = resident;
+    if (resident === 0) return false;
+    try {
+      rangeFault.try(this.#interval, this.#rangeOf(fill, seq));
+    } catch (error) {
+      if (!isMmError(error)) throw error;
+      if (error.code === "EBUSY") this.#retries++;
+      return false;
+    }
+    const installed = this.#install(fill, seq);
+    if (!installed) this.#retries++;
+    return installed;
   }
 
   #begin(page: number): Fill {
     const most = this.#snapshot.length;
-    this.#misses++;
-    return {
-      page,
-      pages: Math.min(most - (page % most), this.pages - page),
-      deadline: performance.now() + FILL_TIMEOUT_MS,
-    };
+    const pages = Math.min(most - (page % most), this.pages - page);
+    return { page, pages, deadline: performance.now() + FILL_TIMEOUT_MS };
   }
 
-  #rangeOf(fill: Fill, seq: number): Parameters<typeof rangeFault>[1] {
+  #rangeOf(fill: Fill, seq: number): RangeFault {
     this.#fills++;
     return {
       memory: this.#memory,
       space: this.#space,
       seq,
-      start: this.#start + fill.page * this.pageSize,
+      start: this.#addressOf(fill.page),
       length: fill.pages * this.pageSize,
       entries: this.#snapshot,
     };
   }
 
-  /** EBUSY is rangeFault() noticing early what readRetry() will say. */
-  #rethrowUnlessBusy(error: unknown): void {
-    if (!isMmError(error, "EBUSY")) throw error;
+  #addressOf(page: number): number {
+    return this.#start + page * this.pageSize;
   }
 
-  /** Puts the snapshot into the table. False: an invalidation overtook it, and it must be taken anew. */
-  #install(fill: Fill, seq: number): boolean {
-    if (!this.#interval.readRetry(seq)) {
-      // M2: nothing between the check and here.
-      this.#entries.set(this.#snapshot.subarray(0, fill.pages), fill.page);
-      return true;
+  /** What follows rangeFault(). True: the entries are in the table; false: once more, from readBegin() on. */
+  #finish(fill: Fill, seq: number, error: unknown): boolean {
+    if (error === undefined) {
+      if (this.#install(fill, seq)) return true;
+    } else if (!isMmError(error, "EBUSY")) {
+      this.#shorten(fill, error);
+      return false;
     }
     this.#retries++;
-    // A smaller stretch is faster than what overtakes it, and needs fewer frames at once.
+    // A shorter stretch is less likely to be overtaken, and needs fewer frames at once.
     fill.pages = Math.max(1, fill.pages >>> 1);
     if (performance.now() < fill.deadline) return false;
-    const start = this.#start + fill.page * this.pageSize;
     throw new MmError(
       "EBUSY",
       "fill",
-      `invalidations overtook every fill for ${FILL_TIMEOUT_MS / 1000} s; make fewer changes, or use a larger budget`,
-      { range: { start, end: start + this.pageSize } },
+      `invalidations overtook every attempt of ${FILL_TIMEOUT_MS / 1000} s; change mappings less often, or use a larger budget`,
+      { range: { start: this.#addressOf(fill.page), end: this.#addressOf(fill.page + 1) } },
     );
+  }
+
+  /** Puts the snapshot into the table, unless an invalidation overtook it. */
+  #install(fill: Fill, seq: number): boolean {
+    // Reading the file may have taken long. Whoever has been waiting for this agent is served before the install: what
+    // they invalidate would be used once more otherwise, and they would wait for that.
+    this.#memory.poll();
+    if (this.#interval.readRetry(seq)) return false;
+    // M2: nothing between the check and here.
+    this.#entries.set(this.#snapshot.subarray(0, fill.pages), fill.page);
+    return true;
+  }
+
+  /** Leaves out what cannot be had. Throws if that is the page itself: the others are a bonus. */
+  #shorten(fill: Fill, error: unknown): void {
+    const { address } = error as { address?: unknown };
+    const before =
+      typeof address === "number" ? Math.floor((address - this.#addressOf(fill.page)) / this.pageSize) : 0;
+    if (before <= 0 || before >= fill.pages) throw error;
+    fill.pages = before;
   }
 
   /** Unsubscribes; afterwards the mirror is not to be used. */

@@ -8,12 +8,10 @@
 import { isMmError, MmError, SegvError } from "../errors.ts";
 import type { Notifiers } from "../notifier/index.ts";
 import { type Op, runBlocking } from "../sched/index.ts";
-import { addressOf } from "../units.ts";
 import { FAULT_DONE, faultOp, tryFault } from "./fault.ts";
 import type { Space } from "./layout.ts";
 import type { Mm } from "./mm.ts";
-import { INDEX_END } from "./radix.ts";
-import { SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
+import { FIRST_VPN, LAST_VPN, SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
 
 /** Bytes of frames that lie together; also the memory they are in. Valid until the turn ends or memory.poll(). */
 export interface Span extends Uint8Array {
@@ -39,8 +37,6 @@ const scratchBytes: Uint8Array = new Uint8Array(scratch.buffer);
 export class SpaceAccess extends SpaceCore {
   readonly #shift: number;
   readonly #pageMask: number;
-  /** Addresses end here. */
-  readonly #limit: number;
   readonly #u8: Uint8Array;
   readonly #i8: Int8Array;
   readonly #u16: Uint16Array;
@@ -50,7 +46,7 @@ export class SpaceAccess extends SpaceCore {
   readonly #f32: Float32Array;
   readonly #f64: Float64Array;
   /** Results of #place(). */
-  #at = 0;
+  #at: number = Number.NaN; // a double from the start: a change of representation would deoptimise every accessor
   #low: Uint8Array = scratchBytes;
   #high: Uint8Array = scratchBytes;
 
@@ -59,7 +55,6 @@ export class SpaceAccess extends SpaceCore {
     const { buffer } = mm.agent.words;
     this.#shift = mm.pageShift;
     this.#pageMask = mm.pageSize - 1;
-    this.#limit = addressOf(INDEX_END, mm.pageShift);
     this.#u8 = new Uint8Array(buffer);
     this.#i8 = new Int8Array(buffer);
     this.#u16 = new Uint16Array(buffer);
@@ -104,12 +99,12 @@ export class SpaceAccess extends SpaceCore {
   }
 
   /** Frame of a page, faulting in place; blocks where the agent may, else EAGAIN where it would have to. A safepoint. */
-  locate(vpn: number, write: boolean): number {
+  locate(vpn: number, write: boolean, address: number): number {
     for (;;) {
       const pfn = this.tryLocate(vpn, write);
       if (pfn >= 0) return pfn;
       try {
-        runBlocking(this.agent, faultOp(this, vpn, write));
+        runBlocking(this.agent, faultOp(this, vpn, write, address));
       } catch (error) {
         if (isMmError(error, "EAGAIN")) missing.set(error, { space: this, vpn, write });
         throw error;
@@ -118,10 +113,12 @@ export class SpaceAccess extends SpaceCore {
   }
 
   #checkAddress(address: number): number {
-    if (!Number.isInteger(address) || address < 0 || address >= this.#limit) {
+    const vpn = Math.floor(address / this.mm.pageSize);
+    // Pages outside have the tags of nothing: they must not be looked for in the TLB.
+    if (!Number.isInteger(address) || !(vpn >= FIRST_VPN && vpn < LAST_VPN)) {
       throw new SegvError("access", address, "SEGV_MAPERR");
     }
-    return Math.floor(address / this.mm.pageSize);
+    return vpn;
   }
 
   /**
@@ -132,18 +129,18 @@ export class SpaceAccess extends SpaceCore {
     const { frames, pageSize } = this.mm;
     const vpn = this.#checkAddress(address);
     const within = address - vpn * pageSize;
-    let low = this.locate(vpn, write);
+    let low = this.locate(vpn, write, address);
     if (within + size <= pageSize) {
       this.#at = frames.offsetOf(low) + within;
       return frames.segmentViews[frames.segmentOf(low)]!;
     }
     let high: number;
     for (;;) {
-      high = this.locate(vpn + 1, write);
+      high = this.locate(vpn + 1, write, (vpn + 1) * pageSize);
       // The second may have passed a safepoint: is the first still good?
       const again = this.peek(vpn, write);
       if (again === low) break;
-      low = this.locate(vpn, write);
+      low = this.locate(vpn, write, address);
     }
     const first = pageSize - within;
     this.#low = frames.bytesOf(low).subarray(within);
@@ -366,7 +363,7 @@ export class SpaceAccess extends SpaceCore {
     const vpn = this.#checkAddress(address);
     if (address % 4 !== 0) throw new MmError("EINVAL", "atomics", "the address must be a multiple of 4");
     const { frames, pageSize } = this.mm;
-    const pfn = this.locate(vpn, write);
+    const pfn = this.locate(vpn, write, address);
     const index = (frames.offsetOf(pfn) + (address - vpn * pageSize)) >>> 2;
     const segment = frames.segmentOf(pfn);
     return { words: segment === 0 ? this.#i32 : new Int32Array(frames.memories[segment]!.buffer), index };
@@ -383,7 +380,7 @@ export class SpaceAccess extends SpaceCore {
       const vpn = this.#checkAddress(at);
       const pfn = this.tryLocate(vpn, write);
       if (pfn < 0) {
-        yield* faultOp(this, vpn, write);
+        yield* faultOp(this, vpn, write, at);
         continue;
       }
       const within = at - vpn * pageSize;
@@ -406,10 +403,10 @@ export class SpaceAccess extends SpaceCore {
   }
 
   /** The next span of `[address, end)`, its frames in the view log. */
-  takeSpan(address: number, end: number, write: boolean): { span: Span; pages: number } {
+  takeSpan(address: number, end: number, write: boolean): { span: Span; pfn: number; pages: number } {
     const { frames, pageSize, views } = this.mm;
     const vpn = this.#checkAddress(address);
-    const pfn = this.locate(vpn, write);
+    const pfn = this.locate(vpn, write, address);
     const within = address - vpn * pageSize;
     const wanted = Math.ceil((within + end - address) / pageSize);
     const pages = this.#together(vpn, pfn, Math.min(wanted, SPAN_PAGES), write);
@@ -417,6 +414,6 @@ export class SpaceAccess extends SpaceCore {
     const length = Math.min(end - address, pages * pageSize - within);
     const span = frames.bytesOf(pfn, pages).subarray(within, within + length) as Span;
     span.memory = frames.memories[frames.segmentOf(pfn)]!;
-    return { span, pages };
+    return { span, pfn, pages };
   }
 }

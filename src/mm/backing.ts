@@ -39,7 +39,7 @@ export function openDescriptor(kind: string, data: string | number): Backing {
     throw new MmError(
       "ENOTSUP",
       "openFile",
-      `this agent does not know backings of kind "${kind}"; call registerBacking() in it`,
+      `this agent does not know backings of kind "${kind}"; import what registers it ("bifolio/node" for files), or call registerBacking()`,
     );
   }
   return open(data);

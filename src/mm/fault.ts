@@ -24,7 +24,7 @@ import {
   endRange,
   makeRange,
   MmuNotifierEvent,
-  startRangeOp,
+  tellStartOp,
 } from "../notifier/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { LockRank, lockReadOp, tryLockRead, unlockRead } from "../sync/index.ts";
@@ -32,6 +32,7 @@ import {
   CT_COW,
   CT_EVENTS,
   CT_MINOR,
+  type File,
   type Pte,
   SP_FAULTQ,
   SP_MMAP_LOCK,
@@ -40,6 +41,8 @@ import {
   VM_WRITE,
   type Vma,
 } from "./layout.ts";
+import { unuseFile, useFile } from "./files.ts";
+import { unuseSpace, useSpace } from "./lifetime.ts";
 import { type FileCore, fileAt, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
@@ -134,13 +137,19 @@ function faultWriteProtected(
   if ((flags & VM_SHARED) === 0)
     return (pte & PTE_EXCLUSIVE) !== 0 ? setBits(space, entry, pte, PTE_WRITTEN) : FAULT_COW;
   const file = fileAt(mm, vmaFile(space, vma));
-  // Under the folio lock: write-back clears the dirty bits under it, and ours must come before or after.
-  if (!mm.frames.tryLockFolio(pfn)) return locked(file, fileIndexOf(space, vma, vpn), pfn);
+  // Under the folio lock: write-back clears the dirty bits under it, and ours must come before or after. With a reference,
+  // because reclaim may take the page from the entry and give it to another, who has a lock of his own on it.
+  if (!mm.frames.tryGet(pfn)) return FAULT_DONE;
+  if (!mm.frames.tryLockFolio(pfn)) {
+    mm.frames.put(pfn);
+    return locked(file, fileIndexOf(space, vma, vpn), pfn);
+  }
   if (Atomics.load(agent.words, entry) === pte) {
     mm.frames.setFlags(pfn, PG_DIRTY);
     setBits(space, entry, pte, PTE_WRITTEN);
   }
   mm.frames.unlockFolio(pfn);
+  mm.frames.put(pfn);
   return FAULT_DONE;
 }
 
@@ -267,23 +276,43 @@ function faultAround(
  * Makes an access possible, waiting for what it lacks; holds no lock while it waits for files and frames.
  * Errors: SegvError, BusError, ENOMEM, ESRCH once the space exits.
  */
-export function* faultOp(space: SpaceCore, vpn: number, write: boolean): Op<void> {
+export function* faultOp(
+  space: SpaceCore,
+  vpn: number,
+  write: boolean,
+  address: number = vpn * space.mm.pageSize,
+): Op<void> {
+  useSpace(space, "access");
+  try {
+    yield* faultPageOp(space, vpn, write, address);
+  } finally {
+    unuseSpace(space);
+  }
+}
+
+function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: number): Op<void> {
   const { agent, mm } = space;
   const lock = space.slot + SP_MMAP_LOCK;
-  const address = vpn * mm.pageSize;
   let held = 0;
+  const files: File[] = [];
   try {
     for (;;) {
-      checkLive(space, "access");
       yield* lockReadOp(agent, lock, LockRank.mmapLock, "mmapLock");
       let result: number;
       try {
+        checkLive(space, "access");
         result = faultLocked(space, vpn, write);
         if (result === FAULT_COW) result = yield* copyOnWriteOp(space, vpn);
+        // The mapping keeps the file while the lock is held; from then on we do.
+        if (result === FAULT_PAGE && !files.includes(need.file!.slot)) {
+          useFile(mm, need.file!.slot);
+          files.push(need.file!.slot);
+        }
       } finally {
         unlockRead(agent, lock, LockRank.mmapLock);
       }
-      if (held !== 0) {
+      // Kept while a frame for its copy is sought: else reclaim would give us the frame of the very page, and so for ever.
+      if (held !== 0 && result !== FAULT_FRAME) {
         mm.frames.put(held);
         held = 0;
       }
@@ -307,6 +336,7 @@ export function* faultOp(space: SpaceCore, vpn: number, write: boolean): Op<void
     }
   } finally {
     if (held !== 0) mm.frames.put(held);
+    for (const file of files) unuseFile(mm, file);
   }
 }
 
@@ -409,7 +439,7 @@ function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
   );
   let used = false;
   try {
-    yield* startRangeOp(c, range);
+    if (!beginRange(c, range.start, range.end)) yield* tellStartOp(c, range, false);
     mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
     try {
       const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);

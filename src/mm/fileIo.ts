@@ -4,7 +4,7 @@
  *
  * Preconditions of everything here: the folio locks of the pages are held.
  */
-import { MmError } from "../errors.ts";
+import { isMmError, MmError } from "../errors.ts";
 import { PG_DIRTY, PG_ERROR } from "../memory/index.ts";
 import {
   type HostEffect,
@@ -13,6 +13,7 @@ import {
   MSG_ARG1,
   MSG_ARG2,
   MSG_ARG3,
+  MSG_POSTED,
   MSG_RESULT,
   MSG_TEXT_LENGTH,
   type Op,
@@ -21,11 +22,23 @@ import {
   waitOp,
 } from "../sched/index.ts";
 import { type Backing } from "./backing.ts";
-import { CT_WRITEBACKS, type File, FL_ERROR, FL_OPENER, MESSAGE_READ, MESSAGE_WRITE } from "./layout.ts";
+import {
+  CT_WRITEBACKS,
+  type File,
+  FL_ERROR,
+  FL_OPENER,
+  MESSAGE_FLUSH,
+  MESSAGE_READ,
+  MESSAGE_WRITE,
+} from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { type FileCore, fileAt } from "./pageCache.ts";
 
 export const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+/** True for what a driver says of a wait that it cannot do, which is no failure of the backing. */
+export const isRefusal = (error: unknown): boolean =>
+  isMmError(error, "EAGAIN") || isMmError(error, "EDEADLK") || isMmError(error, "EOWNERDEAD");
 
 interface Piece {
   readonly index: number;
@@ -35,7 +48,7 @@ interface Piece {
 
 /** Cuts pages into pieces that lie together in the file and in memory. */
 function piecesOf(file: FileCore, pfns: ReadonlyMap<number, number>): Piece[] {
-  const pieces: Piece[] = [];
+  const pieces: { index: number; pfn: number; pages: number }[] = [];
   for (const [index, pfn] of [...pfns].toSorted((a, b) => a[0] - b[0])) {
     const before = pieces.at(-1);
     const joins =
@@ -43,7 +56,7 @@ function piecesOf(file: FileCore, pfns: ReadonlyMap<number, number>): Piece[] {
       before.index + before.pages === index &&
       before.pfn + before.pages === pfn &&
       file.mm.frames.adjacent(pfn - 1, pfn);
-    if (joins) pieces[pieces.length - 1] = { ...before, pages: before.pages + 1 };
+    if (joins) before.pages++;
     else pieces.push({ index, pfn, pages: 1 });
   }
   return pieces;
@@ -115,10 +128,42 @@ function hostTransfer(
   };
 }
 
+/** What a sync flushes after its writes, undefined if the backing has nothing of the kind. */
+function hostFlush(file: FileCore, backing: Backing): HostEffect | undefined {
+  if (!backing.flush && !backing.flushSync) return undefined;
+  return {
+    kind: "host",
+    what: `a flush of file ${file.id}`,
+    sync: backing.flushSync && ((): void => backing.flushSync!()),
+    start: () => backing.flush!(),
+  };
+}
+
+/** Makes what has been written durable. Errors: those of the backing, as they are. */
+export function* flushOp(file: FileCore): Op<void> {
+  const backing = file.backing();
+  if (!backing) {
+    const { words } = file.mm.agent;
+    if (ownerGone(words, Atomics.load(words, file.slot + FL_OPENER))) return; // nobody is left to do it
+    yield* askOpenerOp(file, { index: 0, pfn: 0, pages: 0 }, MESSAGE_FLUSH);
+    return;
+  }
+  const effect = hostFlush(file, backing);
+  if (effect) yield effect;
+}
+
 function* askOpenerOp(file: FileCore, piece: Piece, kind: number): Op<number> {
   const { agent } = file.mm;
   const w = agent.words;
   const owner = Atomics.load(w, file.slot + FL_OPENER);
+  // Once asked, the opener reads and writes these frames: it cannot be told to stop.
+  if (agent.current?.mode === "try") {
+    throw new MmError(
+      "EAGAIN",
+      "try",
+      `would have to wait for agent ${slotOfOwner(owner)}, which serves file ${file.id}`,
+    );
+  }
   const gone = (): MmError =>
     new MmError(
       "EIO",
@@ -133,12 +178,19 @@ function* askOpenerOp(file: FileCore, piece: Piece, kind: number): Op<number> {
   Atomics.store(w, m + MSG_ARG2, piece.pages);
   Atomics.store(w, m + MSG_ARG3, piece.index);
   agent.send(slotOfOwner(owner), m, false);
-  yield* waitOp(
-    0,
-    () => agent.messageDone(m) || ownerGone(w, owner),
-    `file ${file.id}`,
-    () => owner,
-  );
+  try {
+    yield* waitOp(
+      0,
+      () => agent.messageDone(m) || ownerGone(w, owner),
+      `file ${file.id}`,
+      () => owner,
+    );
+  } catch (error) {
+    // Nobody waits any more: whoever answers it frees it.
+    Atomics.store(w, m + MSG_POSTED, 1);
+    if (agent.messageDone(m)) agent.freeMessage(m);
+    throw error;
+  }
   const text = Atomics.load(w, m + MSG_TEXT_LENGTH) > 0 ? agent.messageText(m) : "";
   const bytes = Atomics.load(w, m + MSG_RESULT);
   const done = agent.messageDone(m);
@@ -164,12 +216,13 @@ export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknow
         pages: Atomics.load(w, m + MSG_ARG2),
         index: Atomics.load(w, m + MSG_ARG3),
       };
-      const effect = hostTransfer(file, backing, piece, kind, (bytes) =>
-        Atomics.store(w, m + MSG_RESULT, bytes),
-      );
+      const effect =
+        kind === MESSAGE_FLUSH
+          ? hostFlush(file, backing)
+          : hostTransfer(file, backing, piece, kind, (bytes) => Atomics.store(w, m + MSG_RESULT, bytes));
       start(
         (function* (): Op<void> {
-          yield effect;
+          if (effect) yield { ...effect, owed: true };
         })(),
         (error) => {
           if (error !== undefined) agent.setMessageText(m, textOf(error));
@@ -180,10 +233,12 @@ export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknow
     };
   agent.handle(MESSAGE_READ, serve(MESSAGE_READ));
   agent.handle(MESSAGE_WRITE, serve(MESSAGE_WRITE));
+  agent.handle(MESSAGE_FLUSH, serve(MESSAGE_FLUSH));
 }
 
 /**
  * Writes the dirty ones of these locked pages to the backing; false if that failed, and they are dirty again.
+ * Errors: EAGAIN, EDEADLK where this driver cannot do it; they are dirty again.
  * Preconditions: folio locks held; no page-table entry that permits writing, acknowledged.
  */
 export function* writeLockedOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<boolean> {
@@ -196,8 +251,13 @@ export function* writeLockedOp(file: FileCore, pfns: ReadonlyMap<number, number>
   try {
     yield* transferOp(file, dirty, MESSAGE_WRITE);
     mm.count(CT_WRITEBACKS, dirty.size);
+    for (const pfn of dirty.values()) frames.clearFlags(pfn, PG_ERROR);
     return true;
   } catch (error) {
+    if (isRefusal(error)) {
+      for (const pfn of dirty.values()) frames.setFlags(pfn, PG_DIRTY);
+      throw error;
+    }
     for (const pfn of dirty.values()) frames.setFlags(pfn, PG_DIRTY | PG_ERROR);
     Atomics.store(mm.agent.words, file.slot + FL_ERROR, 1);
     mm.agent.report(new MmError("EIO", "write-back", `writing to file ${file.id} failed`, { cause: error }));

@@ -1,18 +1,17 @@
 /**
  * Files: opening, the record, reading and writing through the cache, closing. Linux: struct file, shmem.
  *
- * A file lives while it has users: open handles and vmas. The last one gone, its pages leave the cache.
+ * A file lives while it has users: open handles, vmas, operations under way. The last one gone, its pages leave the cache.
  */
 import { MmError } from "../errors.ts";
 import { PG_DIRTY, PG_UPTODATE } from "../memory/index.ts";
-import { type Op, runAsync, start } from "../sched/index.ts";
+import { type Op, runAsync, waitOp } from "../sched/index.ts";
 import { type Backing, MEMORY_KIND } from "./backing.ts";
 import {
   BACKING_DESCRIPTOR,
   BACKING_MEMORY,
   BACKING_SERVED,
   type File,
-  FILE_FREE,
   FILE_LIVE,
   FL_DESCRIPTOR,
   FL_DESCRIPTOR_BYTES,
@@ -53,13 +52,14 @@ function createFile(mm: Mm, size: number, kind: number, writable: boolean): File
   Atomics.store(w, file + FL_KIND, kind);
   Atomics.store(w, file + FL_OPENER, agent.ownerId);
   Atomics.store(w, file + FL_WRITABLE, writable ? 1 : 0);
+  Atomics.store(w, file + FL_USERS, 1);
   agent.doubles[(file + FL_SIZE) >> 1] = size;
   Atomics.store(w, file + FL_STATE, FILE_LIVE);
   mm.linkFile(file);
   return file;
 }
 
-/** A file of zeros that lives in frames, without a handle: what shared anonymous memory maps. */
+/** A file of zeros that lives in frames, without a handle, with one user: what shared anonymous memory maps. */
 export function createMemoryFile(mm: Mm, size: number): FileCore {
   return fileAt(mm, createFile(mm, size, BACKING_MEMORY, true));
 }
@@ -70,58 +70,91 @@ export function openBacking(mm: Mm, backing: Backing, writable: boolean): File {
   const { descriptor } = backing;
   const kind =
     descriptor?.kind === MEMORY_KIND ? BACKING_MEMORY : descriptor ? BACKING_DESCRIPTOR : BACKING_SERVED;
-  const file = createFile(mm, backing.size, kind, writable);
-  if (kind !== BACKING_MEMORY) mm.backings.set(file, backing);
-  if (kind === BACKING_DESCRIPTOR) {
-    const text = new TextEncoder().encode(JSON.stringify(descriptor));
-    const at = mm.alloc(Math.ceil(text.length / 4) + 1, "openFile");
+  const text = kind === BACKING_DESCRIPTOR ? new TextEncoder().encode(JSON.stringify(descriptor)) : undefined;
+  const at = text ? mm.alloc(descriptorWords(text.length), "openFile") : 0;
+  let file: File;
+  try {
+    file = createFile(mm, backing.size, kind, writable);
+  } catch (error) {
+    if (text) mm.free(at, descriptorWords(text.length));
+    throw error;
+  }
+  if (text) {
     agent.bytes.set(text, at * 4);
     Atomics.store(agent.words, file + FL_DESCRIPTOR, at);
     Atomics.store(agent.words, file + FL_DESCRIPTOR_BYTES, text.length);
   }
-  Atomics.add(agent.words, file + FL_USERS, 1);
+  // First the file as this agent knows it: that drops what an earlier file of the same record left.
+  fileAt(mm, file);
+  if (kind !== BACKING_MEMORY) mm.backings.set(file, backing);
   return file;
 }
 
+const descriptorWords = (bytes: number): number => Math.ceil(bytes / 4) + 1;
+
+/** Counts an operation on a file. Preconditions: it has a user already. */
+export const useFile = (mm: Mm, slot: File): void => {
+  Atomics.add(mm.agent.words, slot + FL_USERS, 1);
+};
+
 /**
- * Frees a file that nobody uses any more; what is dirty is written first. Runs by itself: its caller need not wait, and
- * could not, as it may be the end of an operation that must not fail.
+ * Gives a use of a file back. With the last one the file goes; what is dirty is written first. That runs by itself: the
+ * caller need not wait, and could not, as it may be the end of an operation that must not fail.
  */
-export function destroyIfUnused(mm: Mm, slot: File): void {
-  if (Atomics.load(mm.agent.words, slot + FL_USERS) !== 0) return;
-  if (Atomics.compareExchange(mm.agent.words, slot + FL_STATE, FILE_LIVE, FILE_FREE) !== FILE_LIVE) return;
+export function unuseFile(mm: Mm, slot: File): void {
+  if (!mm.unuseFile(slot)) return;
   const file = fileAt(mm, slot);
-  start(mm.agent, destroyOp(file), (outcome) => {
-    if ("error" in outcome) {
-      mm.agent.report(
-        new MmError("EIO", "close", `closing file ${file.id} failed`, { cause: outcome.error }),
-      );
-    }
-  });
+  const done = runAsync(mm.agent, destroyOp(file))
+    .catch((error: unknown) => reportClose(file, error))
+    .finally(() => mm.closing.delete(done));
+  mm.closing.add(done);
+}
+
+function reportClose(file: FileCore, cause: unknown): void {
+  file.mm.agent.report(new MmError("EIO", "close", `closing file ${file.id} failed`, { cause }));
 }
 
 function* destroyOp(file: FileCore): Op<void> {
   const { mm, slot } = file;
   const { agent, frames } = mm;
   const w = agent.words;
-  if (file.writable) yield* syncFileOp(file, 0, file.pages);
+  try {
+    if (file.writable) yield* syncFileOp(file, 0, file.pages);
+  } catch (error) {
+    // Nobody can try again: what could not be written is lost, and said to be.
+    reportClose(file, error);
+  }
   mm.unlinkFile(slot);
   const indices: number[] = [];
   radixStretches(w, file.root, 0, INDEX_END, (entry, index, count) => {
     for (let k = 0; k < count; k++) if (Atomics.load(w, entry + k) !== 0) indices.push(index + k);
   });
   for (const index of indices) {
-    const pfn = file.frameOf(index);
-    if (pfn === 0 || !frames.tryGet(pfn)) continue; // reclaim was faster
-    if (file.frameOf(index) === pfn) {
-      yield* frames.lockFolioOp(pfn);
+    for (let pfn = file.frameOf(index); pfn !== 0; pfn = file.frameOf(index)) {
+      if (!frames.tryGet(pfn)) {
+        // Being evicted; the last that its evictor does with this file is to clear the entry.
+        const evicted = pfn;
+        yield* waitOp(
+          frames.queueOf(pfn),
+          () => file.frameOf(index) !== evicted,
+          `the eviction of frame ${pfn}`,
+          () => frames.folioOwner(evicted),
+        );
+        continue;
+      }
+      try {
+        yield* frames.lockFolioOp(pfn);
+      } catch (error) {
+        frames.put(pfn);
+        throw error;
+      }
       if (file.frameOf(index) === pfn) dropLockedPage(file, index, pfn);
       else frames.unlockFolio(pfn);
+      frames.put(pfn);
     }
-    frames.put(pfn);
   }
   const descriptor = Atomics.load(w, slot + FL_DESCRIPTOR);
-  if (descriptor !== 0) mm.free(descriptor, Math.ceil(Atomics.load(w, slot + FL_DESCRIPTOR_BYTES) / 4) + 1);
+  if (descriptor !== 0) mm.free(descriptor, descriptorWords(Atomics.load(w, slot + FL_DESCRIPTOR_BYTES)));
   destroyRadix(agent, mm.heap, file.root);
   mm.files.delete(slot);
   const backing = mm.backings.get(slot);
@@ -130,28 +163,23 @@ function* destroyOp(file: FileCore): Op<void> {
   backing?.close?.();
 }
 
-function checkOffset(file: FileCore, operation: string, offset: number): void {
-  file.mm.agent.checkUsable(operation);
-  if (!file.live) throw new MmError("ESRCH", operation, "the file has been closed");
-  if (!Number.isSafeInteger(offset) || offset < 0) {
-    throw new MmError("EINVAL", operation, "offset must be a whole number of bytes, not negative");
-  }
-}
-
 /** Copies file bytes to or from a buffer through the cache; returns how many. Linux: pread(), pwrite(). */
-export function* transferFileOp(
+function* transferFileOp(
   file: FileCore,
   operation: "read" | "write",
   offset: number,
   bytes: Uint8Array,
 ): Op<number> {
-  checkOffset(file, operation, offset);
+  if (!Number.isSafeInteger(offset) || offset < 0) {
+    throw new MmError("EINVAL", operation, "offset must be a whole number of bytes, not negative");
+  }
+  if (!(bytes instanceof Uint8Array)) throw new MmError("EINVAL", operation, "needs a Uint8Array");
   const { mm } = file;
   const { frames, pageSize } = mm;
   if (operation === "write" && !file.writable)
     throw new MmError("EACCES", "write", "the file was opened read-only");
   const end = Math.min(file.size, offset + bytes.length);
-  if (operation === "write" && offset + bytes.length > file.size) {
+  if (operation === "write" && bytes.length > 0 && offset + bytes.length > file.size) {
     throw new MmError("ENOTSUP", "write", "this version does not extend files");
   }
   let done = 0;
@@ -187,10 +215,10 @@ export class MappedFile {
   /** @internal */
   readonly core: FileCore;
   #closed = false;
-  readonly #onClose: (kind: number) => void;
+  readonly #onClose: () => void;
 
   /** @internal */
-  constructor(core: FileCore, name: string, onClose: (kind: number) => void) {
+  constructor(core: FileCore, name: string, onClose: () => void) {
     this.core = core;
     this.id = core.id;
     this.name = name;
@@ -202,14 +230,32 @@ export class MappedFile {
     return this.core.size;
   }
 
+  /** @internal Runs `body` while the file cannot go. Errors: ESRCH once this handle is closed. */
+  *useOp<T>(operation: string, body: () => Op<T>): Op<T> {
+    const { mm, slot } = this.core;
+    mm.agent.checkUsable(operation);
+    if (this.#closed) throw new MmError("ESRCH", operation, "the file has been closed");
+    useFile(mm, slot);
+    try {
+      return yield* body();
+    } finally {
+      unuseFile(mm, slot);
+    }
+  }
+
+  /** @internal */
+  transferOp(operation: "read" | "write", offset: number, bytes: Uint8Array): Op<number> {
+    return this.useOp(operation, () => transferFileOp(this.core, operation, offset, bytes));
+  }
+
   /** Reads bytes at `offset` through the page cache; returns how many, fewer only at the end of the file. May wait. Errors: EIO, ENOMEM, ESRCH. */
   read(offset: number, into: Uint8Array): Promise<number> {
-    return runAsync(this.core.mm.agent, transferFileOp(this.core, "read", offset, into));
+    return runAsync(this.core.mm.agent, this.transferOp("read", offset, into));
   }
 
   /** Writes bytes at `offset` through the page cache, seen at once by every mapping. May wait. Errors: EACCES, ENOTSUP beyond the end, EIO, ENOMEM. */
   write(offset: number, from: Uint8Array): Promise<number> {
-    return runAsync(this.core.mm.agent, transferFileOp(this.core, "write", offset, from));
+    return runAsync(this.core.mm.agent, this.transferOp("write", offset, from));
   }
 
   /**
@@ -221,23 +267,27 @@ export class MappedFile {
   }
 
   /** @internal */
-  *syncOp(): Op<void> {
-    checkOffset(this.core, "sync", 0);
-    yield* syncFileOp(this.core, 0, this.core.pages);
+  syncOp(): Op<void> {
+    return this.useOp("sync", () => syncFileOp(this.core, 0, this.core.pages));
   }
 
   /** Gives this handle up, after a sync of a writable file. Mappings stay; with the last of them the file goes. */
   async close(): Promise<void> {
     if (this.#closed) return;
+    const synced = this.core.writable ? this.sync() : undefined;
     this.#closed = true;
     try {
-      if (this.core.live && this.core.writable) await this.sync();
+      await synced;
     } finally {
-      if (this.core.live) {
-        Atomics.sub(this.core.mm.agent.words, this.core.slot + FL_USERS, 1);
-        destroyIfUnused(this.core.mm, this.core.slot);
-      }
-      this.#onClose(this.core.kind);
+      this.giveUp();
     }
+  }
+
+  /** @internal Gives the handle's use back. Once. */
+  giveUp(): void {
+    this.#closed = true;
+    const { mm, slot } = this.core;
+    this.#onClose();
+    if (!mm.agent.detached) unuseFile(mm, slot);
   }
 }

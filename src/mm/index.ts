@@ -23,5 +23,6 @@ export {
 } from "./space.ts";
 // For the rows above.
 export { faultOp } from "./fault.ts";
+export { usingOp } from "./lifetime.ts";
 export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
 export { radixFind } from "./radix.ts";

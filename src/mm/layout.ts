@@ -17,7 +17,8 @@ export const MM_IDS = 3; //      A  source of space and file ids
 export const MM_OWNERS = 4; //   A  source of owner ids
 export const MM_CLOSED = 5; //   A  1: close() has begun
 export const MM_VIEWS = 16; //   O  per agent: newest block of its view log
-export const MM_COUNTERS: number = MM_VIEWS + 64; // O  per agent: COUNTER_WORDS counters
+export const MM_PROTECTED: number = MM_VIEWS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
+export const MM_COUNTERS: number = MM_PROTECTED + 64; // O  per agent: COUNTER_WORDS counters
 export const COUNTER_WORDS = 32;
 export const mmWords = (maxAgents: number): number => MM_COUNTERS + maxAgents * COUNTER_WORDS;
 
@@ -39,18 +40,21 @@ export const SP_PGD = 3; //       C  root of the page table
 export const SP_SUBS = 4; //      C
 export const SP_VMAS = 5; //      M  root of the tree of vmas, keyed by address
 export const SP_VMA_SEQ = 6; //   A (stored under M)  sequence count over the tree
-export const SP_USERS = 7; //     A  reclaimers that look at it; the record stays while there are any
-export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled, SP_USERS fell
+export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled
 export const SP_MMAP_LOCK: number = SP_FAULTQ + QUEUE_WORDS + 2;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
   space + SP_MMAP_LOCK + rwSemWords(maxAgents) + slot; // A (stored by the owner)
-export const spaceWords = (maxAgents: number): number => SP_MMAP_LOCK + rwSemWords(maxAgents) + maxAgents;
+/** Each agent's uses of this space: see lifetime.ts. */
+export const spUsersAt = (space: number, maxAgents: number, slot: number): number =>
+  spTlbAt(space, maxAgents, maxAgents) + slot; // A (stored by the owner, its reaper)
+export const spaceWords = (maxAgents: number): number => SP_MMAP_LOCK + rwSemWords(maxAgents) + 2 * maxAgents;
 
-// LIVE -> EXITING exit() by compare-exchange; EXITING -> FREE its end.
+// LIVE -> EXITING exit() by compare-exchange; EXITING -> EXITED its end; EXITED -> FREE the last use, under MM_LOCK.
 export const SPACE_FREE = 0;
 export const SPACE_LIVE = 1;
 export const SPACE_EXITING = 2;
+export const SPACE_EXITED = 3;
 
 // Vma. Linux: vm_area_struct. The node in the space's tree comes first.
 export const VMA_FILE_NODE: number = IT_WORDS; //        F  node in the file's tree, keyed by file offset
@@ -97,6 +101,7 @@ export const BACKING_SERVED = 3;
 // Kinds of message of this row.
 export const MESSAGE_READ = 16; //  ARG0 file, ARG1 first frame, ARG2 frames, ARG3 page index
 export const MESSAGE_WRITE = 17; // the same
+export const MESSAGE_FLUSH = 18; // ARG0 file
 
 export type Space = Slot<"space">;
 export type Vma = Slot<"vma">;

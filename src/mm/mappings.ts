@@ -9,30 +9,26 @@
  */
 import { isMmError, MmError } from "../errors.ts";
 import {
-  destroySubscriptions,
+  beginRange,
   endOpenRange,
   makeRange,
   MmuNotifierEvent,
   type OpenRange,
-  startRangeOp,
+  tellStartOp,
 } from "../notifier/index.ts";
-import { type Op, waitOp } from "../sched/index.ts";
+import { type Op, start } from "../sched/index.ts";
 import { LockRank, lockReadOp, lockWriteOp, unlockRead, unlockWrite } from "../sync/index.ts";
 import { ADDRESS_END, addressOf } from "../units.ts";
 import { checkLive, faultOp } from "./fault.ts";
-import { createMemoryFile, destroyIfUnused } from "./files.ts";
+import { createMemoryFile, unuseFile } from "./files.ts";
 import {
   CT_EVENTS,
   type File,
-  SP_FAULTQ,
   SP_MMAP_LOCK,
   SP_STATE,
-  SP_USERS,
   SPACE_EXITING,
-  SPACE_FREE,
+  SPACE_EXITED,
   SPACE_LIVE,
-  spaceWords,
-  spTlbAt,
   VM_EXEC,
   VM_PROT,
   VM_READ,
@@ -41,11 +37,12 @@ import {
   VMA_FLAGS,
   type Vma,
 } from "./layout.ts";
+import { freeIfUnused, unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 import { type FileCore, fileAt } from "./pageCache.ts";
 import { isValid, PTE_READ, PTE_WRITE } from "./pte.ts";
-import { destroyRadix, INDEX_END, radixFind } from "./radix.ts";
+import { INDEX_END, radixFind } from "./radix.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
-import { LAST_VPN, type SpaceCore, tlbWords } from "./spaceCore.ts";
+import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 import {
   allVmas,
   changeVmas,
@@ -146,7 +143,7 @@ function* openOp(
 ): Op<OpenRange> {
   const c = space.notifiers.context;
   const range = makeRange(c.space, start, end, event, space.agent.current?.mode !== "try");
-  yield* startRangeOp(c, range, proceed);
+  if (!beginRange(c, range.start, range.end)) yield* tellStartOp(c, range, proceed);
   space.mm.count(CT_EVENTS + event);
   return range;
 }
@@ -155,14 +152,18 @@ const close = (space: SpaceCore, range: OpenRange): void => endOpenRange(space.n
 
 /** Runs `body` under mmapLock for writing. */
 function* writingOp<T>(space: SpaceCore, operation: string, body: () => Op<T>): Op<T> {
-  checkLive(space, operation);
   const lock = space.slot + SP_MMAP_LOCK;
-  yield* lockWriteOp(space.agent, lock, LockRank.mmapLock, "mmapLock");
+  useSpace(space, operation);
   try {
-    checkLive(space, operation);
-    return yield* body();
+    yield* lockWriteOp(space.agent, lock, LockRank.mmapLock, "mmapLock");
+    try {
+      checkLive(space, operation);
+      return yield* body();
+    } finally {
+      unlockWrite(space.agent, lock, LockRank.mmapLock);
+    }
   } finally {
-    unlockWrite(space.agent, lock, LockRank.mmapLock);
+    unuseSpace(space);
   }
 }
 
@@ -230,14 +231,15 @@ export function* mmapOp(space: SpaceCore, m: MapRequest, file: FileCore | undefi
           at + length,
           prot | (shared ? VM_SHARED : 0),
           (own?.slot ?? 0) as File,
-          own ? pgoff : 0,
+          file ? pgoff : 0,
         );
         mergeVmas(space, at, at + length);
       });
-      return at;
+      // As an int32 where it is one: arithmetic on it stays integer in the caller's loops.
+      return at === (at | 0) ? at | 0 : at;
     });
   } finally {
-    for (const slot of unused) destroyIfUnused(mm, slot);
+    for (const slot of unused) unuseFile(mm, slot);
   }
   if (m.populate) {
     try {
@@ -256,15 +258,15 @@ export function* mmapOp(space: SpaceCore, m: MapRequest, file: FileCore | undefi
 export function* munmapOp(space: SpaceCore, address: number, length: number): Op<void> {
   const { start, end } = checkRange(space, "munmap", address, length);
   const unused = yield* writingOp(space, "munmap", () => unmapLockedOp(space, start, end));
-  for (const slot of unused) destroyIfUnused(space.mm, slot);
+  for (const slot of unused) unuseFile(space.mm, slot);
 }
 
-/** Unmaps `[start, end)`; returns files that may have lost their last user. One UNMAP range for all vmas and holes. */
+/** Unmaps `[start, end)`; returns the files of the vmas, whose uses the caller gives back. One UNMAP range for all vmas and holes. */
 function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op<File[]> {
   const { pageSize } = space.mm;
   const first = firstVma(space, start, end);
   if (first === 0) return [];
-  const spares = [reserveVma(space, "munmap"), reserveVma(space, "munmap")];
+  const spares = reserveCuts(space, "munmap", start, end);
   try {
     const range = yield* openOp(space, start, end, MmuNotifierEvent.Unmap);
     try {
@@ -276,7 +278,7 @@ function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op<File[]
         cutAt(space, end, spares);
         for (let vma = firstVma(space, start, end); vma !== 0; vma = firstVma(space, start, end)) {
           const file = removeVma(space, vma);
-          if (file !== 0 && !files.includes(file)) files.push(file);
+          if (file !== 0) files.push(file);
         }
       });
       return files;
@@ -286,6 +288,21 @@ function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op<File[]
   } finally {
     for (const spare of spares) freeVma(space, spare);
   }
+}
+
+/** Reserves a record for each edge of `[start, end)` that cuts a vma: none is needed to unmap where the arena is full. */
+function reserveCuts(space: SpaceCore, operation: string, start: number, end: number): Vma[] {
+  const spares: Vma[] = [];
+  try {
+    for (const at of [start, end]) {
+      const vma = findVma(space, at);
+      if (vma !== 0 && vmaStart(space, vma) < at) spares.push(reserveVma(space, operation));
+    }
+  } catch (error) {
+    for (const spare of spares) freeVma(space, spare);
+    throw error;
+  }
+  return spares;
 }
 
 /** Splits the vma that has `at` inside it, with one of the reserved records. */
@@ -326,12 +343,13 @@ function* protectVmaLockedOp(space: SpaceCore, vma: Vma, start: number, end: num
   if (file !== 0 && (old & VM_SHARED) !== 0 && (prot & VM_WRITE) !== 0 && !fileAt(mm, file).writable) {
     throw new MmError("EACCES", "mprotect", "the file was opened read-only", { range: { start, end } });
   }
-  const spares = [reserveVma(space, "mprotect"), reserveVma(space, "mprotect")];
+  const spares = reserveCuts(space, "mprotect", start, end);
   try {
     const range = yield* openOp(space, start, end, MmuNotifierEvent.ProtectionVma);
     try {
       const clear = ((prot & VM_WRITE) === 0 ? PTE_WRITE : 0) | (prot === 0 ? PTE_READ : 0);
-      yield* changeRangeOp(space, start / mm.pageSize, end / mm.pageSize, clear, prot === 0 ? 0 : PTE_READ);
+      const set = prot === 0 ? 0 : PTE_READ;
+      yield* changeRangeOp(space, start / mm.pageSize, end / mm.pageSize, clear, set, file !== 0);
       changeVmas(space, () => {
         cutAt(space, start, spares);
         cutAt(space, end, spares);
@@ -358,7 +376,10 @@ export function* madviseOp(space: SpaceCore, address: number, length: number, ad
     );
   }
   const { start, end } = checkRange(space, "madvise", address, length);
-  checkLive(space, "madvise");
+  yield* usingOp(space, "madvise", () => dontneedOp(space, start, end));
+}
+
+function* dontneedOp(space: SpaceCore, start: number, end: number): Op<void> {
   const { agent, mm } = space;
   const lock = space.slot + SP_MMAP_LOCK;
   yield* lockReadOp(agent, lock, LockRank.mmapLock, "mmapLock");
@@ -390,8 +411,11 @@ export function* madviseOp(space: SpaceCore, address: number, length: number, ad
 /** Faults every page in that is not there for this access. */
 export function* populateOp(space: SpaceCore, address: number, length: number, access: "r" | "rw"): Op<void> {
   const { start, end } = checkRange(space, "populate", address, length);
+  yield* usingOp(space, "populate", () => populatePagesOp(space, start, end, access));
+}
+
+function* populatePagesOp(space: SpaceCore, start: number, end: number, access: "r" | "rw"): Op<void> {
   const { mm, agent } = space;
-  checkLive(space, "populate");
   const wanted = access === "rw" ? PTE_WRITE : PTE_READ;
   for (let vpn = start / mm.pageSize; vpn < end / mm.pageSize; vpn++) {
     for (;;) {
@@ -407,16 +431,35 @@ export function* populateOp(space: SpaceCore, address: number, length: number, a
 
 /**
  * Linux: exit_mmap(). Notifiers get release first; then everything is unmapped, of which only interval notifiers still
- * hear. Once: later calls return at once.
+ * hear. Once: later calls return at once. It cannot be taken back: where this driver may not wait, the rest runs by itself.
  */
 export function* exitOp(space: SpaceCore): Op<void> {
+  const { agent, mm, slot } = space;
+  agent.checkUsable("exit");
+  mm.protect(slot);
+  const mine =
+    space.live &&
+    Atomics.compareExchange(agent.words, slot + SP_STATE, SPACE_LIVE, SPACE_EXITING) === SPACE_LIVE;
+  mm.unprotect();
+  if (!mine) return;
+  try {
+    if (agent.current?.mode !== "try") {
+      yield* finishExitOp(space);
+      return;
+    }
+  } catch (error) {
+    if (!isMmError(error, "EDEADLK")) throw error;
+  }
+  start(agent, finishExitOp(space), (outcome) => {
+    if ("error" in outcome)
+      agent.report(new MmError("ECALLBACK", "exit", "a space could not be ended", { cause: outcome.error }));
+  });
+}
+
+/** Preconditions: the space is exiting, on behalf of this agent. Can be begun again. */
+function* finishExitOp(space: SpaceCore): Op<void> {
   const { agent, mm } = space;
   const w = agent.words;
-  if (
-    !space.live ||
-    Atomics.compareExchange(w, space.slot + SP_STATE, SPACE_LIVE, SPACE_EXITING) !== SPACE_LIVE
-  )
-    return;
   yield* space.notifiers.releaseOp();
   const lock = space.slot + SP_MMAP_LOCK;
   yield* lockWriteOp(agent, lock, LockRank.mmapLock, "mmapLock");
@@ -428,7 +471,10 @@ export function* exitOp(space: SpaceCore): Op<void> {
       try {
         dropTaken(space, yield* takeRangeOp(space, 0, LAST_VPN));
         changeVmas(space, () => {
-          for (const vma of vmas) files.push(removeVma(space, vma));
+          for (const vma of vmas) {
+            const file = removeVma(space, vma);
+            if (file !== 0) files.push(file);
+          }
         });
       } finally {
         close(space, range);
@@ -437,37 +483,10 @@ export function* exitOp(space: SpaceCore): Op<void> {
   } finally {
     unlockWrite(agent, lock, LockRank.mmapLock);
   }
-  for (const slot of files) if (slot !== 0) destroyIfUnused(mm, slot);
-  yield* waitOp(
-    space.slot + SP_FAULTQ,
-    () => Atomics.load(w, space.slot + SP_USERS) === 0,
-    "reclaim of this space",
-  );
+  for (const slot of files) unuseFile(mm, slot);
   // No valid entry is left, so no agent makes a TLB entry any more; let each forget its table.
-  yield* forgetTlbsOp(space);
-  destroySpace(space);
-}
-
-/** Frees what is left of a space. Its subscriptions stay while somebody's interval is among them. */
-function destroySpace(space: SpaceCore): void {
-  const { agent, mm } = space;
-  const subs = space.notifiers.context;
-  mm.unlinkSpace(space.slot);
-  mm.spaces.delete(space.slot);
-  destroyRadix(agent, mm.heap, space.pgd);
-  if (!space.notifiers.inUse) {
-    space.notifiers.forget();
-    destroySubscriptions(subs);
-  }
-  Atomics.store(agent.words, space.slot + SP_STATE, SPACE_FREE);
-  mm.free(space.slot, spaceWords(mm.maxAgents));
-}
-
-function* forgetTlbsOp(space: SpaceCore): Op<void> {
-  const { agent, mm } = space;
+  mm.awaitUnprotected(space.slot);
   yield* awaitAcksOp(space, markRange(space, 0, INDEX_END - 1));
-  for (let slot = 0; slot < mm.maxAgents; slot++) {
-    const table = Atomics.exchange(agent.words, spTlbAt(space.slot, mm.maxAgents, slot), 0);
-    if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
-  }
+  Atomics.store(w, space.slot + SP_STATE, SPACE_EXITED);
+  freeIfUnused(space);
 }

@@ -28,9 +28,9 @@ import {
 } from "../sched/index.ts";
 import { reapRwSem } from "../sync/index.ts";
 import { parseBytes } from "../units.ts";
-import type { Backing } from "./backing.ts";
+import { type Backing, MEMORY_KIND } from "./backing.ts";
 import { checkMemory } from "./check.ts";
-import { MappedFile, openBacking, transferFileOp } from "./files.ts";
+import { MappedFile, openBacking, unuseFile } from "./files.ts";
 import {
   BACKING_SERVED,
   CT_COW,
@@ -40,18 +40,15 @@ import {
   CT_MINOR,
   CT_WRITEBACKS,
   FL_ID,
-  FL_KIND,
-  FL_STATE,
-  FL_USERS,
-  FL_WRITABLE,
-  FILE_LIVE,
   MM_OWNERS,
   SP_ID,
   SP_MMAP_LOCK,
   SP_STATE,
   SPACE_LIVE,
   spTlbAt,
+  spUsersAt,
 } from "./layout.ts";
+import { unuseSpace } from "./lifetime.ts";
 import { Mm } from "./mm.ts";
 import { serveFiles } from "./fileIo.ts";
 import { fileAt } from "./pageCache.ts";
@@ -175,8 +172,8 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     };
     const operations: MemoryOperations & FileOperations = {
       ...this.#ops,
-      read: (file, offset, into) => transferFileOp(file.core, "read", offset, into),
-      write: (file, offset, from) => transferFileOp(file.core, "write", offset, from),
+      read: (file, offset, into) => file.transferOp("read", offset, into),
+      write: (file, offset, from) => file.transferOp("write", offset, from),
       sync: (file) => file.syncOp(),
     };
     this.sync = { ...syncFacet(agent, operations), wait: (...args) => this.#waitSync(...args) };
@@ -246,14 +243,12 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       throw new MmError("EINVAL", "openFile", "needs a backing with a size in bytes");
     const writable = options.writable ?? false;
     const canWrite = backing.write !== undefined || backing.writeSync !== undefined;
-    const slot = openBacking(this.mm, backing, writable || backing.descriptor?.kind === "memory");
-    if (writable && !canWrite && backing.descriptor?.kind !== "memory") {
-      Atomics.store(this.agent.words, slot + FL_WRITABLE, 0);
-    }
-    const core = fileAt(this.mm, slot);
-    const file = new MappedFile(core, options.name ?? `file ${core.id}`, (kind) => {
+    const inMemory = backing.descriptor?.kind === MEMORY_KIND;
+    const core = fileAt(this.mm, openBacking(this.mm, backing, inMemory || (writable && canWrite)));
+    const file = new MappedFile(core, options.name ?? `file ${core.id}`, () => {
       this.#files.delete(core.id);
-      if (kind === BACKING_SERVED) loopOf(this.agent).unlisten(true);
+      // Others may still map it: they are served for as long as something else keeps this agent alive.
+      if (core.kind === BACKING_SERVED) loopOf(this.agent).release();
     });
     this.#files.set(core.id, file);
     if (core.kind === BACKING_SERVED) loopOf(this.agent).listen();
@@ -264,12 +259,9 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
   file(id: number): MappedFile {
     const known = this.#files.get(id);
     if (known) return known;
-    const w = this.agent.words;
-    const slot = this.mm
-      .allFiles()
-      .find((f) => Atomics.load(w, f + FL_ID) === id && Atomics.load(w, f + FL_STATE) === FILE_LIVE);
-    if (slot === undefined) throw new MmError("ESRCH", "file", `no file with id ${id}`);
-    Atomics.add(w, slot + FL_USERS, 1);
+    this.agent.checkUsable("file");
+    const slot = this.mm.useFileById(id);
+    if (slot === 0) throw new MmError("ESRCH", "file", `no file with id ${id}`);
     const core = fileAt(this.mm, slot);
     const file = new MappedFile(core, core.name || `file ${id}`, () => this.#files.delete(id));
     this.#files.set(id, file);
@@ -391,8 +383,8 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       if ((flags & PG_DIRTY) !== 0) dirty++;
     }
     let pinned = 0;
-    for (let slot = 0; slot < mm.maxAgents; slot++) pinned += new Views(mm, slot).count;
-    const free = frames.free;
+    for (let slot = 0; slot < mm.maxAgents; slot++) pinned += new Views(mm, slot).frames().length;
+    const free = Math.max(0, frames.free);
     const agents = [];
     for (let slot = 0; slot < this.agent.top(); slot++) {
       if (!this.agent.isLive(slot)) continue;
@@ -446,21 +438,32 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     const { mm, agent } = this;
     new Views(mm, slot).dropAll();
     let held: string | undefined;
-    for (const record of mm.allSpaces()) {
-      if (reapRwSem(agent, record + SP_MMAP_LOCK, slot, ownerId)) held = "a space's mmapLock";
-      held = mm.spaceAt(record).notifiers.reap(slot, ownerId) ?? held;
-      settleDead(mm.spaceAt(record), slot);
-      const table = Atomics.exchange(agent.words, spTlbAt(record, mm.maxAgents, slot), 0);
-      if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
+    mm.unprotect(slot);
+    for (const record of mm.useAllSpaces()) {
+      const space = mm.spaceAt(record);
+      try {
+        if (reapRwSem(agent, record + SP_MMAP_LOCK, slot, ownerId)) held = "a space's mmapLock";
+        held = space.notifiers.reap(slot, ownerId) ?? held;
+        settleDead(space, slot);
+        const table = Atomics.exchange(agent.words, spTlbAt(record, mm.maxAgents, slot), 0);
+        if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
+        Atomics.store(agent.words, spUsersAt(record, mm.maxAgents, slot), 0);
+      } finally {
+        unuseSpace(space);
+      }
     }
     const locked = mm.frames.findLockedBy(slot);
     return locked < 0 ? held : `the lock of frame ${locked}`;
   }
 
-  /** Leaves the memory: this agent's slot is free again, everything else goes on. Errors: EBUSY while something is pending. */
+  /**
+   * Leaves the memory: this agent's slot and its handles of files are given up, everything else goes on.
+   * Errors: EBUSY while something is pending; try again later.
+   */
   detach(): void {
     if (this.agent.detached) return;
-    if (this.agent.tasks.size > 0)
+    for (const file of [...this.#files.values()]) file.giveUp();
+    if (this.agent.tasks.size > 0 || this.agent.hostWaits > 0)
       throw new MmError("EBUSY", "detach", "operations of this agent are pending");
     this.agent.leave();
     for (const space of this.mm.spaces.values()) space.freeTlb();
@@ -474,17 +477,26 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     const { mm, agent } = this;
     if (agent.detached) return;
     let failure: unknown;
-    for (const slot of mm.allFiles()) {
-      if (Atomics.load(agent.words, slot + FL_STATE) !== FILE_LIVE) continue;
+    for (const id of mm.allFiles().map((file) => Atomics.load(agent.words, file + FL_ID))) {
+      const slot = mm.useFileById(id);
+      if (slot === 0) continue;
       const file = fileAt(mm, slot);
-      if (!file.writable || Atomics.load(agent.words, slot + FL_KIND) === 0) continue;
       try {
-        await runAsync(agent, syncFileOp(file, 0, file.pages));
+        if (file.writable) await runAsync(agent, syncFileOp(file, 0, file.pages));
       } catch (error) {
         failure ??= error;
       }
+      unuseFile(mm, slot);
     }
-    for (const slot of mm.allSpaces()) await (mm.spaceAt(slot) as AddressSpace).exit();
+    for (const slot of mm.useAllSpaces()) {
+      const space = mm.spaceAt(slot) as AddressSpace;
+      try {
+        await space.exit();
+      } catch (error) {
+        failure ??= error;
+      }
+      unuseSpace(space);
+    }
     for (const file of [...this.#files.values()]) {
       try {
         await file.close();
@@ -492,6 +504,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
         failure ??= error;
       }
     }
+    await Promise.all(mm.closing);
     this.detach();
     if (failure !== undefined) throw failure as Error;
   }
@@ -517,7 +530,8 @@ function bytesOption(value: number | string, name: string): number {
 
 /**
  * Makes a memory of `budget` bytes and attaches this agent to it.
- * Errors: EINVAL, ENOMEM if the platform does not give that much, ENOTSUP without cross-origin isolation.
+ * Errors: EINVAL, ENOMEM if the platform does not give that much, ENOTSUP without cross-origin isolation, or for `mayBlock`
+ * where the platform forbids it.
  */
 export async function createMemory(options: MemoryOptions): Promise<PhysicalMemory> {
   if (typeof SharedArrayBuffer === "undefined") {
@@ -527,6 +541,7 @@ export async function createMemory(options: MemoryOptions): Promise<PhysicalMemo
       "shared memory is not available; serve the page with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp",
     );
   }
+  const mayBlock = mayBlockHere("createMemory", options.mayBlock);
   const pageSize = options.pageSize ?? 4096;
   if (!PAGE_SIZES.includes(pageSize)) {
     throw new MmError("EINVAL", "createMemory", `pageSize must be one of ${PAGE_SIZES.join(", ")}`);
@@ -555,19 +570,40 @@ export async function createMemory(options: MemoryOptions): Promise<PhysicalMemo
     maxAgents: options.maxAgents ?? 64,
     debug: options.debug ?? false,
   });
-  return attach(handle, options.mayBlock === undefined ? {} : { mayBlock: options.mayBlock });
+  return attach(handle, { mayBlock });
 }
 
-/** Attaches this agent to a memory that another made. Errors: EAGAIN if all agent slots are taken, EINVAL for a foreign handle. */
+/** True where the platform lets this thread sleep; the main thread of a page and service workers may not. */
+function canBlock(): boolean {
+  try {
+    // The word has another value, so this never sleeps; whether it might is looked at first.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 1, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function mayBlockHere(operation: string, wanted: boolean | undefined): boolean {
+  if (wanted === true && !canBlock()) {
+    throw new MmError("ENOTSUP", operation, "the platform forbids this thread to block; leave mayBlock out");
+  }
+  return wanted ?? (!host().isMainThread && canBlock());
+}
+
+/**
+ * Attaches this agent to a memory that another made.
+ * Errors: EAGAIN if all agent slots are taken, EINVAL for a foreign handle, ENOTSUP for `mayBlock` where that is forbidden.
+ */
 export async function attach(
   handle: MemoryHandle,
   options: { mayBlock?: boolean } = {},
 ): Promise<PhysicalMemory> {
   if (handle?.kind !== "bifolio")
     throw new MmError("EINVAL", "attach", "needs the handle of a PhysicalMemory");
-  const { tid, thread, isMainThread } = host();
+  const { tid, thread } = host();
   const agent = attachAgent(handle.memories[0]!.buffer, {
-    mayBlock: options.mayBlock ?? !isMainThread,
+    mayBlock: mayBlockHere("attach", options.mayBlock),
     tid,
     thread,
   });

@@ -14,26 +14,36 @@ import {
   type MemoryHandle,
   instantiateKernels,
 } from "../memory/index.ts";
-import { type Agent, HDR_MAX_AGENTS, HDR_ROOT } from "../sched/index.ts";
+import { type Agent, checkLiveness, HDR_MAX_AGENTS, HDR_ROOT } from "../sched/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import type { Backing } from "./backing.ts";
 import {
   COUNTER_WORDS,
   type File,
+  FILE_FREE,
+  FILE_LIVE,
+  FL_ID,
   FL_NEXT,
+  FL_STATE,
+  FL_USERS,
   MM_COUNTERS,
   MM_FILES,
   MM_IDS,
   MM_LOCK,
+  MM_PROTECTED,
   MM_SPACES,
   mmWords,
   SP_ID,
   SP_NEXT,
+  spUsersAt,
   type Space,
 } from "./layout.ts";
 import type { FileCore } from "./pageCache.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { Views } from "./views.ts";
+
+/** Spinning on a section of some ten instructions: after so many rounds whoever is in it may be dead. */
+const ROUNDS_BEFORE_LOOK = 10_000;
 
 export class Mm {
   readonly agent: Agent;
@@ -54,6 +64,8 @@ export class Mm {
   readonly views: Views;
   /** Backings that this agent opened, by record of the file. */
   readonly backings: Map<File, Backing> = new Map();
+  /** Files that this agent is destroying. */
+  readonly closing: Set<Promise<void>> = new Set();
   readonly #counters: number;
   readonly #makeSpace: (mm: Mm, slot: Space) => SpaceCore;
 
@@ -116,6 +128,29 @@ export class Mm {
     return space;
   }
 
+  /** Keeps the record of a space until unprotect(). No safepoint in between; look afterwards whether it is still there. */
+  protect(space: Space): void {
+    Atomics.store(this.agent.words, this.header + MM_PROTECTED + this.agent.slot, space);
+  }
+
+  /** `slot`: a dead agent's, for the reaper. */
+  unprotect(slot: number = this.agent.slot): void {
+    Atomics.store(this.agent.words, this.header + MM_PROTECTED + slot, 0);
+  }
+
+  /** Spins until no agent protects a space; none begins to, because it no longer lives. */
+  awaitUnprotected(space: Space): void {
+    const { agent } = this;
+    for (let slot = 0; slot < this.maxAgents; slot++) {
+      const at = this.header + MM_PROTECTED + slot;
+      for (let round = 1; Atomics.load(agent.words, at) === space; round++) {
+        if (round % ROUNDS_BEFORE_LOOK !== 0) continue;
+        const owner = agent.ownerAt(slot);
+        if (owner === 0 || !checkLiveness(agent, owner)) Atomics.compareExchange(agent.words, at, space, 0);
+      }
+    }
+  }
+
   nextId(): number {
     return Atomics.add(this.agent.words, this.header + MM_IDS, 1) + 1;
   }
@@ -137,8 +172,17 @@ export class Mm {
     this.#link(MM_SPACES, space, SP_NEXT);
   }
 
-  unlinkSpace(space: Space): void {
-    this.#unlink(MM_SPACES, space, SP_NEXT);
+  /** Preconditions: MM_LOCK held. */
+  unlinkSpaceLocked(space: Space): void {
+    this.#unlinkLocked(MM_SPACES, space, SP_NEXT);
+  }
+
+  /** True if the record is a space's, and has not been freed. Preconditions: MM_LOCK held. */
+  isLinkedLocked(space: Space): boolean {
+    const w = this.agent.words;
+    let at = Atomics.load(w, this.header + MM_SPACES);
+    while (at !== 0 && at !== space) at = Atomics.load(w, at + SP_NEXT);
+    return at !== 0;
   }
 
   linkFile(file: File): void {
@@ -146,11 +190,51 @@ export class Mm {
   }
 
   unlinkFile(file: File): void {
-    this.#unlink(MM_FILES, file, FL_NEXT);
+    lockSpin(this.agent, this.header + MM_LOCK);
+    this.#unlinkLocked(MM_FILES, file, FL_NEXT);
+    unlockSpin(this.agent, this.header + MM_LOCK);
+  }
+
+  /** The live file with this id, with a user more; 0 if there is none. */
+  useFileById(id: number): File {
+    const w = this.agent.words;
+    lockSpin(this.agent, this.header + MM_LOCK);
+    let file = Atomics.load(w, this.header + MM_FILES);
+    while (
+      file !== 0 &&
+      (Atomics.load(w, file + FL_ID) !== id || Atomics.load(w, file + FL_STATE) !== FILE_LIVE)
+    )
+      file = Atomics.load(w, file + FL_NEXT);
+    if (file !== 0) Atomics.add(w, file + FL_USERS, 1);
+    unlockSpin(this.agent, this.header + MM_LOCK);
+    return file as File;
+  }
+
+  /** Gives a use of a file back. True if it was the last: the caller destroys the file. */
+  unuseFile(file: File): boolean {
+    const w = this.agent.words;
+    lockSpin(this.agent, this.header + MM_LOCK);
+    const last = Atomics.sub(w, file + FL_USERS, 1) === 1 && Atomics.load(w, file + FL_STATE) === FILE_LIVE;
+    if (last) Atomics.store(w, file + FL_STATE, FILE_FREE);
+    unlockSpin(this.agent, this.header + MM_LOCK);
+    return last;
   }
 
   allSpaces(): Space[] {
     return this.#list(MM_SPACES, SP_NEXT) as Space[];
+  }
+
+  /** As allSpaces(), with a use of each: for unuseSpace(). */
+  useAllSpaces(): Space[] {
+    const w = this.agent.words;
+    const all: Space[] = [];
+    lockSpin(this.agent, this.header + MM_LOCK);
+    for (let at = Atomics.load(w, this.header + MM_SPACES); at !== 0; at = Atomics.load(w, at + SP_NEXT)) {
+      Atomics.add(w, spUsersAt(at, this.maxAgents, this.agent.slot), 1);
+      all.push(at as Space);
+    }
+    unlockSpin(this.agent, this.header + MM_LOCK);
+    return all;
   }
 
   allFiles(): File[] {
@@ -165,9 +249,8 @@ export class Mm {
     unlockSpin(this.agent, this.header + MM_LOCK);
   }
 
-  #unlink(head: number, record: number, next: number): void {
+  #unlinkLocked(head: number, record: number, next: number): void {
     const w = this.agent.words;
-    lockSpin(this.agent, this.header + MM_LOCK);
     for (
       let link = this.header + head, at = Atomics.load(w, link);
       at !== 0;
@@ -175,9 +258,8 @@ export class Mm {
     ) {
       if (at !== record) continue;
       Atomics.store(w, link, Atomics.load(w, record + next));
-      break;
+      return;
     }
-    unlockSpin(this.agent, this.header + MM_LOCK);
   }
 
   #list(head: number, next: number): number[] {

@@ -31,9 +31,11 @@ import {
   FL_WRITABLE,
   FILE_LIVE,
   type Pte,
-  SP_USERS,
+  spUsersAt,
   type Space,
+  VM_SHARED,
   VMA_FILE_NODE,
+  VMA_FLAGS,
   VMA_SPACE,
   type Vma,
 } from "./layout.ts";
@@ -131,6 +133,7 @@ export interface FileMapping {
   readonly vpn: number;
   readonly index: number;
   readonly pages: number;
+  readonly shared: boolean;
 }
 
 /**
@@ -154,8 +157,9 @@ export function mappingsOf(file: FileCore, index: number, pages: number): FileMa
     const first = Math.max(index, vmaIndex);
     // The vma's first node is keyed by address; it does not move while the vma is in a file's tree.
     const vpn = itStart(agent, vma) / pageSize + (first - vmaIndex);
-    found.push({ space, vpn, index: first, pages: Math.min(index + pages, vmaEnd) - first });
-    Atomics.add(w, space + SP_USERS, 1);
+    const shared = (Atomics.load(w, vma + VMA_FLAGS) & VM_SHARED) !== 0;
+    found.push({ space, vpn, index: first, pages: Math.min(index + pages, vmaEnd) - first, shared });
+    Atomics.add(w, spUsersAt(space, mm.maxAgents, agent.slot), 1);
   }
   unlockSpin(agent, file.slot + FL_LOCK);
   return found;
@@ -180,8 +184,9 @@ export function tryGetPage(file: FileCore, index: number): number {
 export function dropLockedPage(file: FileCore, index: number, pfn: number): void {
   const { frames, agent } = file.mm;
   const entry = file.entryOf(index);
-  Atomics.store(agent.words, entry, 0);
   Atomics.sub(agent.words, file.slot + FL_PAGES, 1);
+  // From here on the file may go: see destroyOp().
+  Atomics.store(agent.words, entry, 0);
   frames.setMapping(pfn, 0, 0);
   frames.unlockFolio(pfn);
   frames.put(pfn);

@@ -6,11 +6,12 @@
  */
 import { BusError, MmError } from "../errors.ts";
 import { PG_UPTODATE } from "../memory/index.ts";
-import { type Op, waitOp } from "../sched/index.ts";
-import { BACKING_MEMORY, CT_MAJOR, FL_PAGES, MESSAGE_READ } from "./layout.ts";
-import { allocFrameOp } from "./reclaim.ts";
+import { type Op, start, waitOp } from "../sched/index.ts";
+import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
+import { BACKING_MEMORY, BACKING_SERVED, CT_MAJOR, FL_OPENER, FL_PAGES, MESSAGE_READ } from "./layout.ts";
+import { allocClusterOp, allocFrameOp } from "./reclaim.ts";
 import { radixEnsure } from "./radix.ts";
-import { textOf, transferOp } from "./fileIo.ts";
+import { isRefusal, textOf, transferOp } from "./fileIo.ts";
 import { dropLockedPage, type FileCore, tryGetPage } from "./pageCache.ts";
 
 /**
@@ -55,8 +56,40 @@ function* readAroundOp(file: FileCore, index: number, address: number): Op<void>
   const pfns = yield* claimPagesOp(file, first, end, index);
   if (pfns.size === 0) return;
   mm.count(CT_MAJOR);
+  const { failure, missing } = readsAtOnce(file)
+    ? yield* readClaimedOp(file, pfns)
+    : yield* awaitReadOp(file, pfns);
+  if (isRefusal(failure)) throw failure as Error;
+  if (failure !== undefined) {
+    throw new BusError("access", address, `reading the file failed: ${textOf(failure)}`, failure);
+  }
+  if (missing.has(index))
+    throw new BusError("access", address, "the file is shorter than when it was opened");
+}
+
+/** What came of reading claimed pages: why none could be read, or which ones the backing no longer has. */
+interface ReadOutcome {
+  readonly failure: unknown;
+  readonly missing: ReadonlySet<number>;
+}
+
+const NONE_MISSING: ReadonlySet<number> = new Set();
+
+/** True if reading a file's pages cannot be refused by a driver. */
+function readsAtOnce(file: FileCore): boolean {
+  if (file.kind === BACKING_MEMORY) return true;
+  try {
+    return file.backing()?.readSync !== undefined;
+  } catch {
+    return true; // readClaimedOp() finds out why
+  }
+}
+
+/** Reads claimed pages and unlocks them, those that could not be read out of the cache. */
+function* readClaimedOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<ReadOutcome> {
+  const { frames } = file.mm;
   let failure: unknown;
-  let missing: ReadonlySet<number> = new Set();
+  let missing = NONE_MISSING;
   try {
     if (file.kind !== BACKING_MEMORY) missing = yield* transferOp(file, pfns, MESSAGE_READ);
   } catch (error) {
@@ -69,11 +102,42 @@ function* readAroundOp(file: FileCore, index: number, address: number): Op<void>
       frames.unlockFolio(pfn);
     }
   }
-  if (failure !== undefined) {
-    throw new BusError("access", address, `reading the file failed: ${textOf(failure)}`, failure);
-  }
-  if (missing.has(index))
-    throw new BusError("access", address, "the file is shorter than when it was opened");
+  return { failure, missing };
+}
+
+/**
+ * Has claimed pages read by a task of their own. Whoever reads them, this agent's host or another agent, cannot be told
+ * to stop; so the pages stay locked until it has answered, also if the caller may not wait so long.
+ */
+function* awaitReadOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<ReadOutcome> {
+  const { agent, frames } = file.mm;
+  const w = agent.words;
+  let outcome: ReadOutcome | undefined;
+  if (agent.debug) for (let k = 0; k < pfns.size; k++) lockdepRelease(agent, LockRank.folioLock);
+  start(
+    agent,
+    (function* (): Op<ReadOutcome> {
+      if (agent.debug) for (let k = 0; k < pfns.size; k++) lockdepAcquire(agent, LockRank.folioLock);
+      return yield* readClaimedOp(file, pfns);
+    })(),
+    (settled) => {
+      outcome =
+        "error" in settled
+          ? { failure: settled.error, missing: NONE_MISSING }
+          : (settled.value as ReadOutcome);
+    },
+  );
+  const [somePfn] = pfns.values();
+  yield* waitOp(
+    frames.queueOf(somePfn!),
+    () => outcome !== undefined,
+    `a read of file ${file.id}`,
+    () =>
+      file.kind === BACKING_SERVED && !file.backing()
+        ? Atomics.load(w, file.slot + FL_OPENER)
+        : agent.ownerId,
+  );
+  return outcome!;
 }
 
 /** Puts locked frames into the cache for the pages of `[first, end)` that are not there; `wanted` among them if possible. */
@@ -82,7 +146,7 @@ function* claimPagesOp(file: FileCore, first: number, end: number, wanted: numbe
   const { frames, agent } = mm;
   const claimed = new Map<number, number>();
   const whole = end - first === frames.clusterFrames && clusterIsEmpty(file, first, end);
-  let cluster = whole ? frames.tryAllocCluster() : 0;
+  let cluster = whole ? yield* allocClusterOp(mm) : 0;
   // Only what is wanted may wait for memory; its neighbours are a bonus.
   const single = cluster === 0 ? yield* allocFrameOp(mm, file.kind === BACKING_MEMORY) : 0;
   if (single !== 0 && whole && frames.clusterFrames > 1) {
@@ -97,7 +161,11 @@ function* claimPagesOp(file: FileCore, first: number, end: number, wanted: numbe
       pfn = frames.tryAlloc(false);
     }
     if (pfn === 0) continue;
-    frames.tryLockFolio(pfn); // nobody else can find it yet
+    if (!frames.tryLockFolio(pfn)) {
+      // Reclaim takes it for what it was before, and is about to see that it is not.
+      frames.put(pfn);
+      continue;
+    }
     frames.setMapping(pfn, file.slot, index);
     if (entry !== 0 && Atomics.compareExchange(agent.words, entry, 0, pfn + 1) === 0) {
       Atomics.add(agent.words, file.slot + FL_PAGES, 1);

@@ -20,15 +20,17 @@ import { type Op, waitOp } from "../sched/index.ts";
 import type { Pfn } from "../units.ts";
 import { BACKING_MEMORY, CT_EVICTIONS, type File, FL_PAGES } from "./layout.ts";
 import type { Mm } from "./mm.ts";
-import { writeLockedOp } from "./fileIo.ts";
+import { isRefusal, writeLockedOp } from "./fileIo.ts";
 import { type FileCore, fileAt } from "./pageCache.ts";
 import { agePages, unmapPagesOp } from "./rmap.ts";
 
 /** A fault that finds no frame frees this share of all, so that the next ones find some. */
 const BATCH_SHARE = 1 / 16;
-const MAX_BATCH_FRAMES = 256;
-/** Longest run in clusters: 1 MiB of pages. */
-const MAX_RUN_CLUSTERS = 16;
+const MAX_BATCH_FRAMES = 1024;
+/** Longest run in clusters: 4 MiB of pages. Each is one invalidation, and secondary MMUs in other agents answer it. */
+const MAX_RUN_CLUSTERS = 64;
+/** With more than this share free, but in pieces, a cluster is put together from pieces. */
+const SCATTERED_SHARE = 1 / 8;
 /** Rounds of the hand before giving up: one clears accessed bits, the next finds the page old, one for good measure. */
 const ROUNDS = 3;
 
@@ -44,7 +46,8 @@ export function* allocFrameOp(mm: Mm, zeroed: boolean): Op<Pfn> {
   for (let dry = 0; ;) {
     const free = frames.tryAlloc(zeroed);
     if (free !== 0) return free;
-    const freed = yield* reclaimOp(mm, batchOf(mm));
+    // Whoever cannot do without a frame takes one that is in use, too: from an agent that runs by waiting for it.
+    const freed = yield* reclaimOp(mm, batchOf(mm), dry > 0);
     if (freed > 0 || mm.frames.free > 0) continue;
     if (++dry >= ROUNDS) {
       throw new MmError(
@@ -66,8 +69,28 @@ export function* allocFrameOp(mm: Mm, zeroed: boolean): Op<Pfn> {
   }
 }
 
-/** Frees at least `want` frames if it can; returns how many. Errors: EAGAIN if only waiting would help (try form). */
-export function* reclaimOp(mm: Mm, want: number): Op<number> {
+/**
+ * A whole cluster of frames that lie together, with a reference each; 0 if there is none. While little is free it
+ * reclaims for it: a cluster of the file in scattered frames makes short runs, and each run is an invalidation once it is
+ * reclaimed. Preconditions: no lock held.
+ */
+export function* allocClusterOp(mm: Mm): Op<Pfn> {
+  const { frames } = mm;
+  const cluster = frames.tryAllocCluster();
+  if (cluster !== 0 || frames.free > frames.count * SCATTERED_SHARE) return cluster;
+  try {
+    yield* reclaimOp(mm, batchOf(mm));
+  } catch (error) {
+    if (!isRefusal(error)) throw error;
+  }
+  return frames.tryAllocCluster();
+}
+
+/**
+ * Frees at least `want` frames if it can, `young` ones too; returns how many.
+ * Errors: EAGAIN, EDEADLK if only a wait that this driver refuses would help.
+ */
+export function* reclaimOp(mm: Mm, want: number, young = false): Op<number> {
   const { frames, agent } = mm;
   const clusters = Math.ceil(frames.count / frames.clusterFrames);
   let freed = 0;
@@ -89,26 +112,28 @@ export function* reclaimOp(mm: Mm, want: number): Op<number> {
           Atomics.add(agent.words, frames.header + MEM_CLOCK_HAND, beyond);
           scanned += beyond;
         }
-        freed += yield* reclaimRunOp(mm, pfn, pages);
+        freed += yield* reclaimRunOp(mm, pfn, pages, young);
         pfn += pages;
       }
     } catch (error) {
-      if (!isMmError(error, "EAGAIN")) throw error;
+      if (!isMmError(error, "EAGAIN") && !isMmError(error, "EDEADLK")) throw error;
       refused = error;
+      // Where nobody may wait, the next run would be refused as well, and its own subscribers told for nothing.
+      if (agent.current?.mode === "try") break;
     }
   }
   if (freed === 0 && refused !== undefined) throw refused as Error;
   return freed;
 }
 
-/** True for a frame that reclaim may look at: a page of a file that somebody can bring back, without extra references. */
-function reclaimable(mm: Mm, pfn: number): boolean {
+/** True for a frame that reclaim may look at: a page of a file that somebody can bring back, with no more than `extra` references. */
+function reclaimable(mm: Mm, pfn: number, extra: number): boolean {
   const { frames } = mm;
   const flags = frames.flags(pfn);
   const unfit = (flags & (PG_ANON | PG_RESERVED)) !== 0 || (flags & PG_UPTODATE) === 0;
   const failing = (flags & (PG_DIRTY | PG_ERROR)) === (PG_DIRTY | PG_ERROR);
   if (unfit || failing || frames.mapping(pfn) === 0) return false;
-  return frames.refcount(pfn) === 1 + frames.mapcount(pfn);
+  return frames.refcount(pfn) === 1 + extra + frames.mapcount(pfn);
 }
 
 /** Locks the longest run of reclaimable pages from `first` on, that is one in memory and in its file; returns its length. */
@@ -117,23 +142,27 @@ function lockRun(mm: Mm, first: number, clusters: number): number {
   const limit = Math.min(MAX_RUN_CLUSTERS, Math.max(1, clusters >>> 3)) * frames.clusterFrames;
   let pages = 0;
   for (let pfn = first; pages < limit && pfn < frames.count; pfn++, pages++) {
-    if (!reclaimable(mm, pfn) || (pages > 0 && !frames.adjacent(pfn - 1, pfn))) break;
-    if (!frames.tryLockFolio(pfn)) break;
+    if (!reclaimable(mm, pfn, 0) || (pages > 0 && !frames.adjacent(pfn - 1, pfn))) break;
+    // A reference, so that what we lock is not freed and given to another, who has a lock of his own on it.
+    if (!frames.tryGet(pfn)) break;
+    if (!frames.tryLockFolio(pfn)) {
+      frames.put(pfn);
+      break;
+    }
     const fits =
-      reclaimable(mm, pfn) &&
+      reclaimable(mm, pfn, 1) &&
       fileAt(mm, frames.mapping(pfn) as File).kind !== BACKING_MEMORY &&
       (pages === 0 ||
         (frames.mapping(pfn) === frames.mapping(first) && frames.index(pfn) === frames.index(first) + pages));
-    if (!fits) {
-      frames.unlockFolio(pfn);
-      break;
-    }
+    if (!fits) frames.unlockFolio(pfn);
+    frames.put(pfn); // the file's own reference goes under the lock only
+    if (!fits) break;
   }
   return pages;
 }
 
-/** Ages, unmaps, writes and frees a locked run; unlocks it. Returns the frames freed. */
-function* reclaimRunOp(mm: Mm, pfn: number, pages: number): Op<number> {
+/** Ages, unmaps, writes and frees a locked run, a young one only on demand; unlocks it. Returns the frames freed. */
+function* reclaimRunOp(mm: Mm, pfn: number, pages: number, evenYoung: boolean): Op<number> {
   const { frames } = mm;
   const file = fileAt(mm, frames.mapping(pfn) as File);
   const index = frames.index(pfn);
@@ -147,7 +176,7 @@ function* reclaimRunOp(mm: Mm, pfn: number, pages: number): Op<number> {
       mapped |= frames.mapcount(pfn + k);
     }
     const young = mapped !== 0 && agePages(file, index, pages);
-    if (young || referenced !== 0) return 0;
+    if ((young || referenced !== 0) && !evenYoung) return 0;
     if (mapped !== 0) yield* unmapPagesOp(file, index, pages);
     const members = new Map<number, number>();
     for (let k = 0; k < pages; k++) members.set(index + k, pfn + k);
@@ -170,8 +199,9 @@ function evict(file: FileCore, index: number, pfn: number): boolean {
     frames.unlockFolio(pfn);
     return false;
   }
-  Atomics.store(agent.words, file.entryOf(index), 0);
   Atomics.sub(agent.words, file.slot + FL_PAGES, 1);
+  // From here on the file may go: see destroyOp().
+  Atomics.store(agent.words, file.entryOf(index), 0);
   frames.unlockFolio(pfn);
   frames.freeFrozen(pfn);
   return true;

@@ -4,9 +4,10 @@
  * Preconditions of everything here: the folio locks of the pages are held, so that no new mapping of them appears.
  * Raises one range for each space and stretch, as one large folio does in Linux.
  */
-import { MmuNotifierEvent, endOpenRange, makeRange, startRangeOp } from "../notifier/index.ts";
-import { type Op, wakeQueue } from "../sched/index.ts";
-import { CT_EVENTS, SP_FAULTQ, SP_USERS } from "./layout.ts";
+import { beginRange, endOpenRange, makeRange, MmuNotifierEvent, tellStartOp } from "../notifier/index.ts";
+import type { Op } from "../sched/index.ts";
+import { CT_EVENTS } from "./layout.ts";
+import { unuseSpace } from "./lifetime.ts";
 import { type FileCore, type FileMapping, mappingsOf } from "./pageCache.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_WRITE } from "./pte.ts";
 import { radixStretches } from "./radix.ts";
@@ -15,11 +16,7 @@ import type { SpaceCore } from "./spaceCore.ts";
 import { changeRangeOp, dropTaken, takeRangeOp, type Wants } from "./zap.ts";
 
 function releaseMappings(file: FileCore, mappings: readonly FileMapping[]): void {
-  const w = file.mm.agent.words;
-  for (const { space } of mappings) {
-    Atomics.sub(w, space + SP_USERS, 1);
-    wakeQueue(w, space + SP_FAULTQ);
-  }
+  for (const { space } of mappings) unuseSpace(file.mm.spaceAt(space));
 }
 
 /** True for entries that map the very page of the file, not a private copy of it. */
@@ -39,6 +36,8 @@ function* eachMappingOp(
   const mappings = mappingsOf(file, index, pages);
   try {
     for (const mapping of mappings) {
+      // A private mapping never has a page of the file writable.
+      if (event === MmuNotifierEvent.ProtectionPage && !mapping.shared) continue;
       const space = mm.spaceAt(mapping.space);
       const c = space.notifiers.context;
       const range = makeRange(
@@ -48,7 +47,7 @@ function* eachMappingOp(
         event,
         mm.agent.current?.mode !== "try",
       );
-      yield* startRangeOp(c, range, true);
+      if (!beginRange(c, range.start, range.end)) yield* tellStartOp(c, range, true);
       mm.count(CT_EVENTS + event);
       try {
         yield* body(space, mapping);
@@ -73,7 +72,8 @@ export function* unmapPagesOp(file: FileCore, index: number, pages: number): Op<
 export function* cleanPagesOp(file: FileCore, index: number, pages: number): Op<void> {
   yield* eachMappingOp(file, index, pages, MmuNotifierEvent.ProtectionPage, function* (space, mapping) {
     const end = mapping.vpn + mapping.pages;
-    yield* changeRangeOp(space, mapping.vpn, end, PTE_WRITE | PTE_DIRTY, 0, mapsPageOf(file, mapping));
+    const clear = PTE_WRITE | PTE_DIRTY;
+    yield* changeRangeOp(space, mapping.vpn, end, clear, 0, true, mapsPageOf(file, mapping));
   });
 }
 

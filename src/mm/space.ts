@@ -1,26 +1,32 @@
 /** AddressSpace: what users see of a space. Linux: the mm_struct of a process, through its system calls. */
 import { isMmError, MmError } from "../errors.ts";
-import { ZERO_PFN } from "../memory/index.ts";
+import { itLowest, itSuccessor, ZERO_PFN } from "../memory/index.ts";
 import { createSubscriptions, Notifiers, type NotifierSpace, type Subs } from "../notifier/index.ts";
-import { type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
-import { readChanged, readSequence } from "../sync/index.ts";
+import { checkLiveness, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
+import { LockRank, lockReadOp, readChanged, readSequence, unlockRead } from "../sync/index.ts";
 import { missingOf, type Span, SpaceAccess } from "./access.ts";
-import { checkLive, faultOp } from "./fault.ts";
-import { MappedFile } from "./files.ts";
+import { faultOp } from "./fault.ts";
+import { MappedFile, unuseFile, useFile } from "./files.ts";
 import {
+  type File,
+  FL_ID,
   type Space,
   SP_ID,
+  SP_MMAP_LOCK,
   SP_PGD,
   SP_STATE,
   SP_SUBS,
   SP_VMA_SEQ,
+  SP_VMAS,
   SPACE_LIVE,
   spaceWords,
   VM_EXEC,
   VM_READ,
   VM_SHARED,
   VM_WRITE,
+  type Vma as VmaSlot,
 } from "./layout.ts";
+import { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 import {
   type Advice,
   checkRange,
@@ -38,7 +44,10 @@ import { fileAt } from "./pageCache.ts";
 import { syncFileOp } from "./writeback.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_EXCLUSIVE, PTE_SOFT_DIRTY } from "./pte.ts";
 import { createRadix, destroyRadix, radixFind } from "./radix.ts";
-import { allVmas, fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
+import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
+
+/** The tree changes for a microsecond at a time: after so many rounds its writer may be dead. */
+const ROUNDS_BEFORE_LOOK = 10_000;
 
 /** One mapping, as /proc/PID/maps shows it. */
 export interface Vma {
@@ -166,8 +175,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     if (!(file instanceof MappedFile) || file.core.mm !== this.mm) {
       throw new MmError("EINVAL", "mmap", "file must come from openFile() or file() of this memory");
     }
-    if (!file.core.live) throw new MmError("ESRCH", "mmap", "the file has been closed");
-    return yield* mmapOp(this, m, file.core);
+    return yield* file.useOp("mmap", () => mmapOp(this, m, file.core));
   }
 
   /** Unmaps every page of the range; holes are fine. May wait. Errors: EINVAL, ENOMEM, ECALLBACK, ESRCH. Linux: munmap(). */
@@ -195,19 +203,39 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
 
   *#msyncOp(address: number, length: number): Op<void> {
     const { start, end } = checkRange(this, "msync", address, length);
-    checkLive(this, "msync");
+    yield* usingOp(this, "msync", () => this.#msyncVmasOp(start, end));
+  }
+
+  *#msyncVmasOp(start: number, end: number): Op<void> {
     const { pageSize } = this.mm;
+    const lock = this.slot + SP_MMAP_LOCK;
     for (let at = start; at < end;) {
+      let file = 0 as File;
+      let first = 0;
+      let to = end;
+      // Only while we look: the file is written without the lock, and kept by a use of its own.
+      yield* lockReadOp(this.agent, lock, LockRank.mmapLock, "mmapLock");
+      const { live } = this;
       const vma = findVma(this, at);
-      if (vma === 0)
+      if (vma !== 0) {
+        to = Math.min(end, vmaEnd(this, vma));
+        if ((vmaFlags(this, vma) & VM_SHARED) !== 0) file = vmaFile(this, vma);
+        first = fileIndexOf(this, vma, at / pageSize);
+      }
+      if (file !== 0) useFile(this.mm, file);
+      unlockRead(this.agent, lock, LockRank.mmapLock);
+      if (!live) throw new MmError("ESRCH", "msync", "the space is exiting or has exited");
+      if (vma === 0) {
         throw new MmError("ENOMEM", "msync", "part of the range is not mapped", {
           range: { start: at, end },
         });
-      const to = Math.min(end, vmaEnd(this, vma));
-      const file = vmaFile(this, vma);
-      if (file !== 0 && (vmaFlags(this, vma) & VM_SHARED) !== 0) {
-        const first = fileIndexOf(this, vma, at / pageSize);
-        yield* syncFileOp(fileAt(this.mm, file), first, first + (to - at) / pageSize);
+      }
+      if (file !== 0) {
+        try {
+          yield* syncFileOp(fileAt(this.mm, file), first, first + (to - at) / pageSize);
+        } finally {
+          unuseFile(this.mm, file);
+        }
       }
       at = to;
     }
@@ -274,14 +302,17 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     for (let at = address; at < end;) {
       const vpn = Math.floor(at / this.mm.pageSize);
       if (this.tryLocate(vpn, write) < 0) {
-        yield* faultOp(this, vpn, write);
+        yield* faultOp(this, vpn, write, at);
         continue;
       }
-      const { span, pages } = this.takeSpan(at, end, write);
+      const { span, pfn, pages } = this.takeSpan(at, end, write);
+      const { views } = this.mm;
+      const { epoch } = views;
       try {
         fn(span, at);
       } finally {
-        this.mm.views.drop(pages);
+        // `fn` may have polled, which dropped it, and taken views of its own, which stay.
+        if (views.epoch === epoch) views.drop(pfn, pages, write);
       }
       at += span.length;
     }
@@ -315,38 +346,59 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
 
   /** The mappings in order of address. Never waits. Linux: /proc/PID/maps. */
   vmas(): Vma[] {
-    for (;;) {
-      checkLive(this, "vmas");
-      const seen = readSequence(this.agent, this.slot + SP_VMA_SEQ);
-      if ((seen & 1) === 1) continue;
-      let list: Vma[] | undefined;
-      try {
-        list = this.#listVmas();
-      } catch (error) {
-        // A torn tree may lead anywhere; only a whole one's errors count.
-        if (!readChanged(this.agent, this.slot + SP_VMA_SEQ, seen)) throw error;
+    const { agent } = this;
+    useSpace(this, "vmas");
+    try {
+      for (let round = 1; ; round++) {
+        const list = this.#tryListVmas();
+        if (list) return list;
+        if (round % ROUNDS_BEFORE_LOOK !== 0) continue;
+        // The writer's id stands in the first word of the lock. One that died inside its section poisons the memory.
+        checkLiveness(agent, Atomics.load(agent.words, this.slot + SP_MMAP_LOCK));
+        agent.checkUsable("vmas");
       }
-      if (list && !readChanged(this.agent, this.slot + SP_VMA_SEQ, seen)) return list;
+    } finally {
+      unuseSpace(this);
     }
   }
 
-  #listVmas(): Vma[] {
-    return allVmas(this).map((vma) => {
-      const start = vmaStart(this, vma);
-      const flags = vmaFlags(this, vma);
-      const file = vmaFile(this, vma);
-      return {
-        start,
-        end: vmaEnd(this, vma),
-        prot:
-          ((flags & VM_READ) !== 0 ? "r" : "-") +
-          ((flags & VM_WRITE) !== 0 ? "w" : "-") +
-          ((flags & VM_EXEC) !== 0 ? "x" : "-"),
-        share: (flags & VM_SHARED) !== 0 ? "shared" : "private",
-        file: file === 0 ? undefined : fileAt(this.mm, file).id,
-        offset: file === 0 ? 0 : fileIndexOf(this, vma, start / this.mm.pageSize) * this.mm.pageSize,
-      };
-    });
+  /** The mappings, undefined if they changed while they were read. */
+  #tryListVmas(): Vma[] | undefined {
+    const { agent } = this;
+    const seen = readSequence(agent, this.slot + SP_VMA_SEQ);
+    const list: Vma[] = [];
+    try {
+      for (
+        let vma = itLowest(agent, this.slot + SP_VMAS) as VmaSlot;
+        ;
+        vma = itSuccessor(agent, vma) as VmaSlot
+      ) {
+        // Before each step: a torn tree may lead anywhere, also round and round.
+        if (readChanged(agent, this.slot + SP_VMA_SEQ, seen)) return undefined;
+        if (vma === 0) return list;
+        list.push(this.#describe(vma));
+      }
+    } catch (error) {
+      if (!readChanged(agent, this.slot + SP_VMA_SEQ, seen)) throw error;
+      return undefined;
+    }
+  }
+
+  #describe(vma: VmaSlot): Vma {
+    const start = vmaStart(this, vma);
+    const flags = vmaFlags(this, vma);
+    const file = vmaFile(this, vma);
+    return {
+      start,
+      end: vmaEnd(this, vma),
+      prot:
+        ((flags & VM_READ) !== 0 ? "r" : "-") +
+        ((flags & VM_WRITE) !== 0 ? "w" : "-") +
+        ((flags & VM_EXEC) !== 0 ? "x" : "-"),
+      share: (flags & VM_SHARED) !== 0 ? "shared" : "private",
+      file: file === 0 ? undefined : Atomics.load(this.agent.words, file + FL_ID),
+      offset: file === 0 ? 0 : fileIndexOf(this, vma, start / this.mm.pageSize) * this.mm.pageSize,
+    };
   }
 
   /** One byte a page, 1 where a page is present for this space. Never waits. Errors: EINVAL, ENOMEM. */
@@ -357,10 +409,18 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
   /** The state of every page of the range. Never waits. Errors: EINVAL, ENOMEM. Linux: /proc/PID/pagemap. */
   pagemap(address: number, length: number): PagemapEntry[] {
     const { start, end } = checkRange(this, "pagemap", address, length);
-    checkLive(this, "pagemap");
-    const { pageSize, frames } = this.mm;
+    useSpace(this, "pagemap");
+    try {
+      return this.#describePages(start / this.mm.pageSize, end / this.mm.pageSize);
+    } finally {
+      unuseSpace(this);
+    }
+  }
+
+  #describePages(start: number, end: number): PagemapEntry[] {
+    const { frames } = this.mm;
     const entries: PagemapEntry[] = [];
-    for (let vpn = start / pageSize; vpn < end / pageSize; vpn++) {
+    for (let vpn = start; vpn < end; vpn++) {
       const entry = radixFind(this.agent.words, this.pgd, vpn);
       const pte = entry === 0 ? 0 : Atomics.load(this.agent.words, entry);
       const present = isValid(pte);

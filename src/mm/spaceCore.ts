@@ -16,6 +16,7 @@
  * Refill: store the entry, then read the page-table entry again, and drop the entry if it changed. An invalidator
  * changes the page-table entry and then probes. One of the two sees the other.
  */
+import { MmError } from "../errors.ts";
 import type { Notifiers } from "../notifier/index.ts";
 import type { Agent } from "../sched/index.ts";
 import { SP_ID, SP_PGD, SP_STATE, type Pte, type Space, SPACE_LIVE, spTlbAt } from "./layout.ts";
@@ -37,7 +38,7 @@ export const TLB_FLAGS = 0x1;
 const TLB_ENTRY_WORDS = 2;
 const TLB_ENTRY_SHIFT = 1;
 const TAG_FAR = -0x80000000;
-/** The far tag of page 0, which nothing maps. */
+/** The far tag of page 0, which nothing maps and nobody may look for. */
 export const TAG_NONE: number = TAG_FAR;
 /** The lowest page that can be mapped, as vm.mmap_min_addr. */
 export const FIRST_VPN = 1;
@@ -78,17 +79,26 @@ export class SpaceCore {
 
   // ---- the agent's own TLB -------------------------------------------------------------------------------------------
 
-  /** Lets accessors hit, until the turn ends. Preconditions: in a turn; the space is live. */
+  /** Lets accessors hit, until the turn ends. Preconditions: in a turn. Errors: ESRCH. */
   activate(): void {
-    if (!this.#table) {
-      const words = this.mm.tlbEntries * TLB_ENTRY_WORDS;
-      const at = this.mm.alloc(words, "access");
-      this.#table = this.agent.words.subarray(at, at + words);
-      for (let k = 0; k < words; k += TLB_ENTRY_WORDS) this.#table[k] = TAG_NONE;
-      Atomics.store(this.agent.words, spTlbAt(this.slot, this.mm.maxAgents, this.agent.slot), at);
-    }
-    this.tlb = this.#table;
+    this.tlb = this.#table ??= this.#makeTable();
     this.tlbMask = this.mm.tlbEntries - 1;
+  }
+
+  /** From here on exit() waits for this agent's turns. */
+  #makeTable(): Int32Array {
+    const { agent, mm } = this;
+    const words = tlbWords(mm.tlbEntries);
+    const at = mm.alloc(words, "access");
+    const table = agent.words.subarray(at, at + words);
+    for (let k = 0; k < words; k += TLB_ENTRY_WORDS) table[k] = TAG_NONE;
+    mm.protect(this.slot);
+    const { live } = this;
+    if (live) Atomics.store(agent.words, spTlbAt(this.slot, mm.maxAgents, agent.slot), at);
+    mm.unprotect();
+    if (live) return table;
+    mm.free(at, words);
+    throw new MmError("ESRCH", "access", "the space is exiting or has exited");
   }
 
   deactivate(): void {
@@ -109,7 +119,11 @@ export class SpaceCore {
   /** Gives the table back. Preconditions: the agent leaves the memory. */
   freeTlb(): void {
     if (!this.#table) return;
-    const at = Atomics.exchange(this.agent.words, spTlbAt(this.slot, this.mm.maxAgents, this.agent.slot), 0);
+    const { agent, mm } = this;
+    mm.protect(this.slot);
+    // Of a space that exits the table goes with the record.
+    const at = this.live ? Atomics.exchange(agent.words, spTlbAt(this.slot, mm.maxAgents, agent.slot), 0) : 0;
+    mm.unprotect();
     this.detachTlb();
     if (at !== 0) this.mm.free(at, this.mm.tlbEntries * TLB_ENTRY_WORDS);
   }
@@ -181,7 +195,7 @@ export class SpaceCore {
     return same;
   }
 
-  /** Frame of a TLB entry for `vpn`, -1 if there is none, or none for writing. Preconditions: active. */
+  /** Frame of a TLB entry for `vpn`, -1 if there is none, or none for writing. Preconditions: active; a page that can be mapped. */
   lookup(vpn: number, write: boolean): number {
     const table = this.tlb;
     const k = (vpn & this.tlbMask) << TLB_ENTRY_SHIFT;
@@ -196,7 +210,7 @@ export class SpaceCore {
 
 /** True if the TLB at word `table` holds a page of `[start, end)`. Preconditions: few pages. */
 export function tlbHolds(w: Int32Array, table: number, mask: number, start: number, end: number): boolean {
-  for (let vpn = start; vpn < end; vpn++) {
+  for (let vpn = Math.max(start, FIRST_VPN); vpn < end; vpn++) {
     const tag = Atomics.load(w, table + ((vpn & mask) << TLB_ENTRY_SHIFT));
     if (tag === vpn || tag === (vpn | TAG_FAR)) return true;
   }
@@ -204,3 +218,21 @@ export function tlbHolds(w: Int32Array, table: number, mask: number, start: numb
 }
 
 export const tlbWords = (entries: number): number => entries * TLB_ENTRY_WORDS;
+
+/** Calls `visit(page, frame, for writing)` for each entry of this agent's TLB of a space. For checks. */
+export function eachTlbEntry(
+  space: SpaceCore,
+  visit: (vpn: number, pfn: number, write: boolean) => void,
+): void {
+  const { agent, mm } = space;
+  const table = Atomics.load(agent.words, spTlbAt(space.slot, mm.maxAgents, agent.slot));
+  if (table === 0) return;
+  for (let k = table; k < table + tlbWords(mm.tlbEntries); k += TLB_ENTRY_WORDS) {
+    const tag = Atomics.load(agent.words, k);
+    if (tag === TAG_NONE) continue;
+    const base = Atomics.load(agent.words, k + 1);
+    const far = tag < 0;
+    const pfn = far ? base >>> 1 : mm.frames.pfnAt((base & ~TLB_FLAGS) >>> 0);
+    visit(far ? tag & ~TAG_FAR : tag, pfn, (base & TLB_WRITE) !== 0);
+  }
+}

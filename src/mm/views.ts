@@ -5,7 +5,7 @@
  * the frame number shifted left; bit 0 says writable: such a view writes through no translation, so nobody can stop it,
  * and the frame counts as dirty again when it is dropped.
  */
-import { HEAP_PAGE_WORDS, PG_ANON, PG_DIRTY } from "../memory/index.ts";
+import { HEAP_PAGE_WORDS, PG_ANON, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { MM_VIEWS } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 
@@ -14,7 +14,13 @@ const BLOCK_COUNT = 1;
 const BLOCK_ENTRIES = 2;
 const BLOCK_LIMIT: number = HEAP_PAGE_WORDS - BLOCK_ENTRIES;
 
+const entryOf = (pfn: number, writable: boolean): number => (pfn << 1) | (writable ? 1 : 0);
+/** A reference that has been given back while newer ones were held; also one to the zero page, which needs none. */
+const BLANK = 0;
+
 export class Views {
+  /** Counts dropAll(): references taken before are gone. */
+  epoch = 0;
   readonly #mm: Mm;
   readonly #head: number;
 
@@ -36,29 +42,48 @@ export class Views {
       block = fresh;
       count = 0;
     }
-    frames.get(pfn);
-    Atomics.store(w, block + BLOCK_ENTRIES + count, (pfn << 1) | (writable ? 1 : 0));
+    if (pfn !== ZERO_PFN) frames.get(pfn);
+    Atomics.store(w, block + BLOCK_ENTRIES + count, entryOf(pfn, writable));
     Atomics.store(w, block + BLOCK_COUNT, count + 1);
   }
 
-  /** Gives the newest `pages` references back. */
-  drop(pages: number): void {
-    const { agent, frames } = this.#mm;
-    const w = agent.words;
-    for (let left = pages; left > 0;) {
-      const block = Atomics.load(w, this.#head);
-      if (block === 0) return;
-      let count = Atomics.load(w, block + BLOCK_COUNT);
-      while (left > 0 && count > 0) {
-        count--;
-        left--;
-        const entry = Atomics.load(w, block + BLOCK_ENTRIES + count);
+  /** Gives one reference to each of `pages` frames back, the newest of each. Preconditions: no dropAll() since add(). */
+  drop(first: number, pages: number, writable: boolean): void {
+    for (let pfn = first + pages - 1; pfn >= first; pfn--) {
+      this.#forget(entryOf(pfn, writable));
+      this.#put(entryOf(pfn, writable));
+      this.#trim();
+    }
+  }
+
+  /** Blanks the newest entry with this value. */
+  #forget(entry: number): void {
+    const w = this.#mm.agent.words;
+    for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
+      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) {
+        if (Atomics.load(w, block + BLOCK_ENTRIES + k) !== entry) continue;
         // Uncounted first: after a death in between a reference leaks, which is better than one given back twice.
-        Atomics.store(w, block + BLOCK_COUNT, count);
-        const pfn = entry >>> 1;
-        if ((entry & 1) !== 0 && (frames.flags(pfn) & PG_ANON) === 0) frames.setFlags(pfn, PG_DIRTY);
-        frames.put(pfn);
+        Atomics.store(w, block + BLOCK_ENTRIES + k, BLANK);
+        return;
       }
+    }
+  }
+
+  #put(entry: number): void {
+    const { frames } = this.#mm;
+    const pfn = entry >>> 1;
+    if (pfn === ZERO_PFN) return;
+    if ((entry & 1) !== 0 && (frames.flags(pfn) & PG_ANON) === 0) frames.setFlags(pfn, PG_DIRTY);
+    frames.put(pfn);
+  }
+
+  /** Takes blank entries off the end. */
+  #trim(): void {
+    const w = this.#mm.agent.words;
+    for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, this.#head)) {
+      let count = Atomics.load(w, block + BLOCK_COUNT);
+      while (count > 0 && Atomics.load(w, block + BLOCK_ENTRIES + count - 1) === BLANK) count--;
+      Atomics.store(w, block + BLOCK_COUNT, count);
       if (count > 0) return;
       Atomics.store(w, this.#head, Atomics.load(w, block + BLOCK_NEXT));
       this.#mm.free(block, HEAP_PAGE_WORDS);
@@ -67,16 +92,29 @@ export class Views {
 
   /** Gives everything back. */
   dropAll(): void {
-    if (Atomics.load(this.#mm.agent.words, this.#head) !== 0) this.drop(Number.MAX_SAFE_INTEGER);
+    const w = this.#mm.agent.words;
+    this.epoch++;
+    for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, this.#head)) {
+      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) {
+        const entry = Atomics.load(w, block + BLOCK_ENTRIES + k);
+        Atomics.store(w, block + BLOCK_COUNT, k);
+        this.#put(entry);
+      }
+      this.#trim();
+    }
   }
 
-  /** References held. */
-  get count(): number {
+  /** The frame of each reference held; the zero page needs none. */
+  frames(): number[] {
     const w = this.#mm.agent.words;
-    let count = 0;
+    const frames: number[] = [];
     for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
-      count += Atomics.load(w, block + BLOCK_COUNT);
+      const count = Atomics.load(w, block + BLOCK_COUNT);
+      for (let k = 0; k < count; k++) {
+        const pfn = Atomics.load(w, block + BLOCK_ENTRIES + k) >>> 1;
+        if (pfn !== ZERO_PFN) frames.push(pfn);
+      }
     }
-    return count;
+    return frames;
   }
 }

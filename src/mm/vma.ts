@@ -48,7 +48,7 @@ export const vmaFile = (space: SpaceCore, vma: Vma): File => space.agent.words[v
 /** Page of the file that stands at a virtual page of the vma. */
 export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {
   const first = vmaStart(space, vma) / space.mm.pageSize;
-  return Atomics.load(space.agent.words, vma + VMA_PGOFF) + (vpn - first);
+  return (Atomics.load(space.agent.words, vma + VMA_PGOFF) + (vpn - first)) | 0; // 31 bits
 }
 
 /** The vma that covers an address, or 0. */
@@ -149,7 +149,7 @@ export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): vo
   });
 }
 
-/** Takes a vma out of both trees and frees it. Returns its file, which has one user less. */
+/** Takes a vma out of both trees and frees it. Returns its file, whose use the caller gives back. */
 export function removeVma(space: SpaceCore, vma: Vma): File {
   const { agent } = space;
   const file = vmaFile(space, vma);
@@ -158,7 +158,6 @@ export function removeVma(space: SpaceCore, vma: Vma): File {
     if (file !== 0) itRemove(agent, file + FL_VMAS, vma + VMA_FILE_NODE);
   });
   freeVma(space, vma);
-  if (file !== 0) Atomics.sub(agent.words, file + FL_USERS, 1);
   return file;
 }
 

@@ -3,13 +3,13 @@
  *
  * Clean, acknowledge, then write: a store that comes after the acknowledgement makes the page dirty again.
  */
-import { MmError } from "../errors.ts";
+import { isMmError, MmError } from "../errors.ts";
 import { PG_DIRTY } from "../memory/index.ts";
 import { type Op } from "../sched/index.ts";
 import { BACKING_MEMORY, FL_ERROR } from "./layout.ts";
 import { radixStretches } from "./radix.ts";
 import { cleanPagesOp } from "./rmap.ts";
-import { writeLockedOp } from "./fileIo.ts";
+import { flushOp, textOf, writeLockedOp } from "./fileIo.ts";
 import { type FileCore, tryGetPage } from "./pageCache.ts";
 
 /**
@@ -34,14 +34,13 @@ export function* syncFileOp(file: FileCore, first: number, end: number): Op<void
     yield* syncRunOp(file, dirty[k]!, n);
     k += n;
   }
-  const backing = file.backing();
-  if (file.writable && backing?.flush) {
-    yield {
-      kind: "host",
-      what: `a flush of file ${file.id}`,
-      sync: backing.flushSync && ((): void => backing.flushSync!()),
-      start: () => backing.flush!(),
-    };
+  if (file.writable) {
+    try {
+      yield* flushOp(file);
+    } catch (cause) {
+      if (isMmError(cause)) throw cause;
+      throw new MmError("EIO", "sync", `flushing file ${file.id} failed: ${textOf(cause)}`, { cause });
+    }
   }
   if (Atomics.exchange(w, file.slot + FL_ERROR, 0) !== 0) {
     throw new MmError("EIO", "sync", `writing to file ${file.id} failed; the pages stay dirty and in memory`);
@@ -52,9 +51,11 @@ export function* syncFileOp(file: FileCore, first: number, end: number): Op<void
 function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
   const { frames } = file.mm;
   const locked = new Map<number, number>();
+  const mapped: number[] = [];
+  let reached = 0;
   try {
-    for (let k = 0; k < pages; k++) {
-      const pfn = tryGetPage(file, index + k);
+    for (; reached < pages; reached++) {
+      const pfn = tryGetPage(file, index + reached);
       if (pfn === 0) continue;
       try {
         // Only the first is waited for: two agents that each hold half of a run would wait for each other.
@@ -67,9 +68,16 @@ function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
         frames.put(pfn);
         throw error;
       }
-      locked.set(index + k, pfn);
+      locked.set(index + reached, pfn);
     }
-    yield* cleanPagesOp(file, index, pages);
+    // As in Linux, nobody hears of a page that is not mapped. It stays so: new mappings need its lock.
+    for (const [at, pfn] of locked) if (frames.mapcount(pfn) !== 0) mapped.push(at);
+    for (let k = 0; k < mapped.length;) {
+      let n = 1;
+      while (mapped[k + n] === mapped[k]! + n) n++;
+      yield* cleanPagesOp(file, mapped[k]!, n);
+      k += n;
+    }
     yield* writeLockedOp(file, locked);
   } finally {
     for (const pfn of locked.values()) {
@@ -77,8 +85,5 @@ function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
       frames.put(pfn);
     }
   }
-  if (locked.size < pages) {
-    const rest = index + Math.max(1, locked.size);
-    if (rest < index + pages) yield* syncRunOp(file, rest, index + pages - rest);
-  }
+  if (reached < pages) yield* syncRunOp(file, index + reached, pages - reached);
 }

@@ -7,6 +7,7 @@
  */
 import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
+import { WORD_BYTES } from "../units.ts";
 import { SP_FAULTQ } from "./layout.ts";
 import { busyOf, busySlot, isBusy, isValid, pfnOfPte, PTE_DIRTY, PTE_EXCLUSIVE, settleBusy } from "./pte.ts";
 import { INDEX_END, radixStretches } from "./radix.ts";
@@ -19,6 +20,9 @@ export interface Changed {
   readonly olds: number[];
 }
 
+/** From this many entries in a stretch on, a Wasm kernel is faster than a loop here. */
+const KERNEL_ENTRIES = 8;
+
 /** Which valid entries an operation means. */
 export type Wants = (pte: number, vpn: number) => boolean;
 
@@ -29,8 +33,10 @@ interface Taken extends Changed {
 
 function takeEntries(space: SpaceCore, start: number, end: number, wants: Wants | undefined): Taken {
   const w = space.agent.words;
+  const { kernels } = space.mm.frames;
   const taken: Taken = { entries: [], olds: [], blocked: false };
   radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
+    if (count >= KERNEL_ENTRIES && kernels.orRange(first * WORD_BYTES, count) === 0) return; // nothing is mapped
     for (let k = 0; k < count; k++) {
       const entry = first + k;
       for (let pte = Atomics.load(w, entry); pte !== 0;) {
@@ -61,31 +67,30 @@ export function putBack(space: SpaceCore, taken: Changed): void {
  * the result to dropTaken(). Preconditions: an open range that covers it; mmapLock, or the folio locks of the pages.
  */
 export function* takeRangeOp(space: SpaceCore, start: number, end: number, wants?: Wants): Op<Changed> {
-  const all: Changed = { entries: [], olds: [] };
   for (;;) {
     const taken = takeEntries(space, start, end, wants);
     try {
       if (taken.entries.length > 0) yield* awaitAcksOp(space, markRange(space, start, end));
     } catch (error) {
       putBack(space, taken);
-      putBack(space, all);
       throw error;
     }
-    if (!taken.blocked) {
-      if (all.entries.length === 0) return taken;
-      all.entries.push(...taken.entries);
-      all.olds.push(...taken.olds);
-      return all;
-    }
-    // Settle ours before waiting for theirs: two that hold each other's would wait for ever.
-    dropTaken(space, taken);
-    yield* waitOp(
-      space.slot + SP_FAULTQ,
-      () => firstBusy(space, start, end) === 0,
-      "a busy page-table entry",
-      () => space.agent.ownerAt(busySlot(firstBusy(space, start, end))),
-    );
+    if (!taken.blocked) return taken;
+    // Settle ours before waiting for theirs: two that hold each other's would wait for ever. Where the wait may be
+    // refused, by putting everything back; else by going ahead, so that two that meet do not start over for ever.
+    if (space.agent.current?.mode === "try") putBack(space, taken);
+    else dropTaken(space, taken);
+    yield* waitWhileBusyOp(space, start, end);
   }
+}
+
+function* waitWhileBusyOp(space: SpaceCore, start: number, end: number): Op<void> {
+  yield* waitOp(
+    space.slot + SP_FAULTQ,
+    () => firstBusy(space, start, end) === 0,
+    "a busy page-table entry",
+    () => space.agent.ownerAt(busySlot(firstBusy(space, start, end))),
+  );
 }
 
 /** The first busy entry of a range, 0 if there is none. */
@@ -120,6 +125,9 @@ export function dropTaken(space: SpaceCore, taken: Changed): void {
 /**
  * Changes the bits of valid entries of `[start, end)` (pages): those in `clear` go, those in `set` come. Waits for the
  * acknowledgements if anything went, and puts it back if they cannot be waited for.
+ *
+ * `contended`: others change entries of the range meanwhile, as write-back and reclaim do, which hold other locks.
+ * Then an entry that they have reduced may still be in use, and one that they have made busy may come back as it was.
  */
 export function* changeRangeOp(
   space: SpaceCore,
@@ -127,12 +135,44 @@ export function* changeRangeOp(
   end: number,
   clear: number,
   set: number,
+  contended: boolean,
   wants?: Wants,
 ): Op<void> {
-  const w = space.agent.words;
   const changed: Changed = { entries: [], olds: [] };
+  try {
+    for (;;) {
+      const reduced = changeEntries(space, start, end, clear, set, changed, wants);
+      if (reduced || (contended && clear !== 0)) yield* awaitAcksOp(space, markRange(space, start, end));
+      if (!contended || clear === 0 || firstBusy(space, start, end) === 0) return;
+      yield* waitWhileBusyOp(space, start, end);
+    }
+  } catch (error) {
+    restoreBits(space, changed, clear, set);
+    throw error;
+  }
+}
+
+/** True if an entry may have lost a bit. Adds what the changed entries were to `changed`, where that may matter. */
+function changeEntries(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  clear: number,
+  set: number,
+  changed: Changed,
+  wants: Wants | undefined,
+): boolean {
+  const w = space.agent.words;
+  const { kernels } = space.mm.frames;
+  // Only where the acknowledgements may be refused does it matter what the entries were.
+  const remembers = space.agent.current?.mode === "try";
   let reduced = false;
   radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
+    if (!wants && !remembers && count >= KERNEL_ENTRIES) {
+      // The OR of all old entries: a bit of an entry that is not valid may be among them, which costs a needless flush.
+      if ((kernels.protectRange(first * WORD_BYTES, count, ~clear, set) & clear) !== 0) reduced = true;
+      return;
+    }
     for (let k = 0; k < count; k++) {
       const entry = first + k;
       for (let pte = Atomics.load(w, entry); isValid(pte);) {
@@ -150,21 +190,20 @@ export function* changeRangeOp(
       }
     }
   });
-  if (!reduced) return;
-  try {
-    yield* awaitAcksOp(space, markRange(space, start, end));
-  } catch (error) {
-    changed.entries.forEach((entry, k) => {
-      const old = changed.olds[k]!;
-      for (let pte = Atomics.load(w, entry); isValid(pte);) {
-        // Bits that came in since stay; the rest is as it was.
-        const seen = Atomics.compareExchange(w, entry, pte, (pte & ~(set & ~old)) | (old & clear));
-        if (seen === pte) break;
-        pte = seen;
-      }
-    });
-    throw error;
-  }
+  return reduced;
+}
+
+function restoreBits(space: SpaceCore, changed: Changed, clear: number, set: number): void {
+  const w = space.agent.words;
+  changed.entries.forEach((entry, k) => {
+    const old = changed.olds[k]!;
+    for (let pte = Atomics.load(w, entry); isValid(pte) && pfnOfPte(pte) === pfnOfPte(old);) {
+      // Bits that came in since stay; the rest is as it was.
+      const seen = Atomics.compareExchange(w, entry, pte, (pte & ~(set & ~old)) | (old & clear));
+      if (seen === pte) break;
+      pte = seen;
+    }
+  });
 }
 
 /** Settles the entries that a dead agent left busy: as it was before, but for rights that the next fault gives back. */

@@ -107,8 +107,11 @@ export interface DeliveryContext extends SubsContext {
 
 /** A range between its start and its end. */
 export interface OpenRange extends MmuNotifierRange {
+  readonly owner?: OwnerId;
   /** Messages for the ends of other agents' list notifiers, each already addressed. */
-  reserved?: { readonly owner: number; readonly message: Message }[];
+  reserved: { readonly owner: number; readonly message: Message }[] | undefined;
+  /** Whose invalidateRangeStart() opened it and has not had its end; undefined for the rows above. */
+  opener: object | undefined;
 }
 
 /** What came of calling subscribers. */
@@ -204,16 +207,6 @@ function* settleCallbackOp<T>(
 
 // ---- the start ---------------------------------------------------------------------------------------------------------
 
-/**
- * Opens a range and tells everybody whom it concerns; when it returns no translation of the range is usable.
- * Errors, after which the range is closed and nothing may be changed: EAGAIN if a subscriber cannot answer without
- * waiting, ECALLBACK if one threw. With `proceed` a throw is only reported: exit, reclaim and truncation go on.
- * Every return is paired with endOpenRange(). Linux: mmu_notifier_invalidate_range_start(), ..._nonblock().
- */
-export function* startRangeOp(c: DeliveryContext, range: OpenRange, proceed = false): Op<void> {
-  if (!beginRange(c, range.start, range.end)) yield* tellStartOp(c, range, proceed);
-}
-
 /** The interval half of exit: every interval hears of Release, list notifiers have an op of their own for it. */
 export function* releaseIntervalsOp(c: DeliveryContext, range: MmuNotifierRange): Op<void> {
   const outcome = noOutcome();
@@ -227,7 +220,14 @@ export function* releaseIntervalsOp(c: DeliveryContext, range: MmuNotifierRange)
   if (outcome.failed !== false) c.agent.report(outcomeError(outcome, "release", range));
 }
 
-/** Preconditions: beginRange() said false. */
+/**
+ * Tells everybody whom a range concerns; when it returns no translation of the range is usable.
+ * Errors, after which the range is closed and nothing may be changed: EAGAIN if a subscriber cannot answer without
+ * waiting, ECALLBACK if one threw. With `proceed` a throw is only reported: exit, reclaim and truncation go on.
+ * Every return is paired with endOpenRange(). Linux: mmu_notifier_invalidate_range_start(), ..._nonblock().
+ *
+ * Preconditions: beginRange() said false.
+ */
 export function* tellStartOp(c: DeliveryContext, range: OpenRange, proceed: boolean): Op<void> {
   const outcome = noOutcome();
   let listed = false;
@@ -570,7 +570,7 @@ function endList(c: DeliveryContext, range: OpenRange): void {
   for (const { owner, message } of range.reserved ?? []) {
     agent.sendTo(owner, message, true);
   }
-  delete range.reserved;
+  range.reserved = undefined;
 }
 
 /** Calls release of every list notifier. Errors are reported: the space dies anyway. */
@@ -740,7 +740,14 @@ export function makeRange(
   blockable: boolean,
   owner?: OwnerId,
 ): OpenRange {
-  return owner === undefined
-    ? { space, start: start_, end, event, blockable }
-    : { space, start: start_, end, event, blockable, owner };
+  const range: OpenRange = {
+    space,
+    start: start_,
+    end,
+    event,
+    blockable,
+    reserved: undefined,
+    opener: undefined,
+  };
+  return owner === undefined ? range : { ...range, owner };
 }

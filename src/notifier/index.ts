@@ -18,7 +18,7 @@ export {
 export { IntervalNotifier } from "./intervalNotifier.ts";
 export { createNotifiers, type NotifierHost, type NotifierOperations, Notifiers } from "./notifiers.ts";
 // For the rows above.
-export { type DeliveryContext, endOpenRange, makeRange, type OpenRange, startRangeOp } from "./delivery.ts";
+export { type DeliveryContext, endOpenRange, makeRange, type OpenRange, tellStartOp } from "./delivery.ts";
 export type { Subs } from "./layout.ts";
 export {
   beginRange,

@@ -1,6 +1,14 @@
 /** An interval notifier as its users see it. Linux: struct mmu_interval_notifier. */
 import { MmError } from "../errors.ts";
-import { type Immediate, loopOf, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
+import {
+  type Immediate,
+  loopOf,
+  type Op,
+  runAsync,
+  runBlocking,
+  syncFacet,
+  tryFacet,
+} from "../sched/index.ts";
 import type { IntervalId, MmuIntervalNotifierOps } from "./events.ts";
 import { type Interval, IV_GENERATION, IV_SEQ } from "./layout.ts";
 import {
@@ -44,7 +52,8 @@ export class IntervalNotifier implements AsyncDisposable {
   readonly #node: Interval;
   readonly #generation: number;
   readonly #ops: MmuIntervalNotifierOps | undefined;
-  readonly #operations: IntervalOperations;
+  /** @internal The operations themselves, for those that drive them. */
+  readonly operations: IntervalOperations;
   readonly #forget: () => void;
   #removed = false;
   #retained: boolean;
@@ -68,9 +77,9 @@ export class IntervalNotifier implements AsyncDisposable {
     this.#ops = ops;
     this.#retained = ops !== undefined;
     this.#forget = forget;
-    this.#operations = { readBegin: () => this.#readBeginOp(), remove: () => this.#removeOp() };
-    this.sync = syncFacet(c.agent, this.#operations);
-    this.try = tryFacet(c.agent, this.#operations);
+    this.operations = { readBegin: () => this.#readBeginOp(), remove: () => this.#removeOp() };
+    this.sync = { ...syncFacet(c.agent, this.operations), readBegin: () => this.#readBeginNow() };
+    this.try = tryFacet(c.agent, this.operations);
   }
 
   /** @internal The callbacks, undefined where the interval was registered by another agent. */
@@ -107,6 +116,13 @@ export class IntervalNotifier implements AsyncDisposable {
     const seq = intervalSeq(this.#c.agent, this.#node);
     if (isInvalidating(this.#c, seq)) yield* waitForEpochOp(this.#c, seq);
     return seq;
+  }
+
+  /** The blocking form: without an invalidation there is nothing to drive. */
+  #readBeginNow(): number {
+    this.#live("readBegin");
+    this.#c.agent.checkNotInCallback("readBegin");
+    return this.tryReadBegin() ?? runBlocking(this.#c.agent, this.#readBeginOp());
   }
 
   /** As readBegin(), without waiting: undefined while the range is being invalidated. Costs two loads. */

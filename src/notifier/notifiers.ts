@@ -15,9 +15,9 @@ import {
   type Op,
   promiseOp,
   runAsync,
+  runBlocking,
   syncFacet,
   tryFacet,
-  waitOp,
 } from "../sched/index.ts";
 import { lockSpin, synchronizeSrcuOp, unlockSpin } from "../sync/index.ts";
 import { ADDRESS_END } from "../units.ts";
@@ -33,7 +33,7 @@ import {
   releaseIntervalsOp,
   releaseListOp,
   releaseOneOp,
-  startRangeOp,
+  tellStartOp,
   testYoung,
 } from "./delivery.ts";
 import {
@@ -78,12 +78,12 @@ import {
   SUBS_INTERVALS,
   SUBS_LIST,
   SUBS_LOCK,
-  SUBS_QUEUE,
   SUBS_SRCU,
   SUBS_TREE,
 } from "./layout.ts";
 import type { MmuNotifier } from "./mmuNotifier.ts";
 import {
+  beginRange,
   cancelListNotifier,
   createSubscriptions,
   freeListNotifier,
@@ -94,8 +94,8 @@ import {
   markReleased,
   newGeneration,
   reapSubscriptions,
-  someOpener,
   unlinkListNotifier,
+  waitUntilLinkedOp,
 } from "./subscriptions.ts";
 
 type Change<T> = (range: MmuNotifierRange) => T | Promise<T> | Op<T>;
@@ -135,10 +135,9 @@ export class Notifiers {
   /** The same operations, blocking (where the agent may block) and never waiting (EAGAIN). */
   readonly sync: Immediate<NotifierOperations>;
   readonly try: Immediate<NotifierOperations>;
-  readonly #operations: NotifierOperations;
+  /** @internal The operations themselves, for those that drive them. */
+  readonly operations: NotifierOperations;
   readonly #pageShift: number;
-  /** Ranges that this object opened and has not ended. */
-  readonly #open = new Set<MmuNotifierRange>();
 
   /** @internal */
   constructor(agent: Agent, heap: number, subs: Subs, space: NotifierSpace | undefined, pageShift: number) {
@@ -153,7 +152,7 @@ export class Notifiers {
       local: localSubscribers(agent),
     };
     this.context.local.spaces.set(subs, this.context);
-    this.#operations = {
+    this.operations = {
       register: (notifier) => this.#registerOp(notifier),
       unregister: (notifier) => this.#unregisterOp(notifier),
       insert: (ops, start, length) => this.#insertOp(ops, start, length),
@@ -161,8 +160,11 @@ export class Notifiers {
       invalidate: (range, change) => this.#invalidateOp(range, change),
       release: () => this.#releaseOp(),
     };
-    this.sync = syncFacet(agent, this.#operations);
-    this.try = tryFacet(agent, this.#operations);
+    this.sync = {
+      ...syncFacet(agent, this.operations),
+      invalidateRangeStart: (range) => this.#startNow(range),
+    };
+    this.try = tryFacet(agent, this.operations);
   }
 
   /** @internal Forgets the space in this agent. */
@@ -256,12 +258,7 @@ export class Notifiers {
     if (!notifier.retains) loop.release();
     linkListNotifier(this.context, ln);
     try {
-      yield* waitOp(
-        subs + SUBS_QUEUE,
-        () => Atomics.load(w, ln + LN_STATE) !== LIST_PENDING,
-        "the end of open ranges",
-        () => someOpener(this.context),
-      );
+      yield* waitUntilLinkedOp(this.context, ln);
       if (Atomics.load(w, ln + LN_STATE) === LIST_UNLINKED) this.#checkLive("register");
     } catch (error) {
       if (!cancelListNotifier(this.context, ln)) return; // it has come into the list after all
@@ -408,7 +405,8 @@ export class Notifiers {
     return runAsync(this.agent, this.#startOp(range));
   }
 
-  *#startOp(request: RangeRequest): Op<MmuNotifierRange> {
+  /** A checked range, not open yet. */
+  #newRange(request: RangeRequest, blockable: boolean): OpenRange {
     const { start, end, event, owner } = request;
     if (!Number.isSafeInteger(start) || !Number.isSafeInteger(end) || start < 0 || start >= end) {
       throw new MmError(
@@ -417,10 +415,23 @@ export class Notifiers {
         "start must be below end, both whole numbers of bytes",
       );
     }
-    const blockable = this.agent.current?.mode !== "try";
-    const range = makeRange(this.context.space, start, end, event, blockable, owner);
-    yield* startRangeOp(this.context, range);
-    this.#open.add(range);
+    return makeRange(this.context.space, start, end, event, blockable, owner);
+  }
+
+  *#startOp(request: RangeRequest): Op<MmuNotifierRange> {
+    const range = this.#newRange(request, this.agent.current?.mode !== "try");
+    if (!beginRange(this.context, range.start, range.end)) yield* tellStartOp(this.context, range, false);
+    range.opener = this;
+    return range;
+  }
+
+  /** The blocking form: a range that concerns nobody needs no driver. */
+  #startNow(request: RangeRequest): MmuNotifierRange {
+    const { agent, context } = this;
+    agent.checkNotInCallback("invalidateRangeStart");
+    const range = this.#newRange(request, agent.mayBlock);
+    if (!beginRange(context, range.start, range.end)) runBlocking(agent, tellStartOp(context, range, false));
+    range.opener = this;
     return range;
   }
 
@@ -429,7 +440,8 @@ export class Notifiers {
    * Linux: mmu_notifier_invalidate_range_end().
    */
   invalidateRangeEnd(range: MmuNotifierRange): void {
-    if (!this.#open.delete(range)) {
+    const open = range as OpenRange;
+    if (open.opener !== this) {
       throw new MmError(
         "EINVAL",
         "invalidateRangeEnd",
@@ -439,7 +451,8 @@ export class Notifiers {
         },
       );
     }
-    endOpenRange(this.context, range as OpenRange);
+    open.opener = undefined;
+    endOpenRange(this.context, open);
   }
 
   /** Start, change, end, whatever happens in between; returns what `change` returned. Errors: as invalidateRangeStart(). */

@@ -112,14 +112,29 @@ export function openRanges(c: SubsContext): number {
   return open;
 }
 
-/** Owner id of an agent with an open range, 0 if none has. The own agent first: see needsEventLoop(). */
+/**
+ * Owner id of an agent with an open range, or that is about to close an epoch, 0 if none is. The own agent first: see
+ * needsEventLoop().
+ */
 export function someOpener(c: SubsContext): number {
   const { agent } = c;
   const openOf = (slot: number): number => Atomics.load(agent.words, subsOpenAt(c.subs, c.maxAgents, slot));
   if (openOf(agent.slot) !== 0) return agent.ownerId;
   const top = agent.top();
   for (let slot = 0; slot < top; slot++) if (openOf(slot) !== 0) return agent.ownerAt(slot);
-  return 0;
+  const closer = Atomics.load(agent.words, c.subs + SUBS_LOCK);
+  return closer === agent.ownerId ? 0 : closer;
+}
+
+/** Waits for what the last end does. If the agent that ended died before it did it, who waits does. */
+function epochOp(c: SubsContext, over: () => boolean, what: string): Op<void> {
+  const ready = (): boolean => {
+    if (over()) return true;
+    if (openRanges(c) > 0) return false;
+    closeEpoch(c);
+    return over();
+  };
+  return waitOp(c.subs + SUBS_QUEUE, ready, what, () => someOpener(c));
 }
 
 /** Numbers that fit 20 bits and are not 0; different for a million registrations in a row. */
@@ -212,7 +227,6 @@ export function closeEpoch(c: SubsContext): void {
 function closeEpochLocked(c: SubsContext): void {
   const { agent, subs } = c;
   const w = agent.words;
-  if ((Atomics.load(w, subs + SUBS_SEQ) & 1) === 1) Atomics.add(w, subs + SUBS_SEQ, 1);
   for (let node = Atomics.exchange(w, subs + SUBS_DEFERRED, 0); node !== 0;) {
     const next = Atomics.exchange(w, node + IV_DEFERRED, 0);
     if (Atomics.load(w, node + IV_STATE) === INTERVAL_INSERTING) {
@@ -226,6 +240,8 @@ function closeEpochLocked(c: SubsContext): void {
     }
     node = next;
   }
+  // After the edits: a remover looks at it without the lock, and frees its record at once.
+  if ((Atomics.load(w, subs + SUBS_SEQ) & 1) === 1) Atomics.add(w, subs + SUBS_SEQ, 1);
   const published = isReleased(c) ? LIST_UNLINKED : LIST_LINKED;
   // Oldest first, each to the head: the newest ends up in front, as if they had come one by one.
   let ordered = 0;
@@ -238,8 +254,8 @@ function closeEpochLocked(c: SubsContext): void {
   while (ordered !== 0) {
     const next = Atomics.load(w, ordered + LN_NEXT);
     Atomics.store(w, ordered + LN_NEXT, Atomics.load(w, subs + SUBS_LIST));
-    Atomics.store(w, ordered + LN_STATE, published);
     if (published === LIST_LINKED) Atomics.store(w, subs + SUBS_LIST, ordered);
+    Atomics.store(w, ordered + LN_STATE, published); // last: who registers it looks without the lock
     ordered = next;
   }
 }
@@ -317,12 +333,7 @@ export function* removeIntervalOp(c: SubsContext, node: Interval): Op<void> {
   unlockSpin(agent, subs + SUBS_LOCK);
   if (waits) {
     try {
-      yield* waitOp(
-        subs + SUBS_QUEUE,
-        () => Atomics.load(w, subs + SUBS_SEQ) !== seq,
-        "the end of an invalidation",
-        () => someOpener(c),
-      );
+      yield* waitForEpochOp(c, seq);
     } catch (error) {
       lockSpin(agent, subs + SUBS_LOCK);
       const undone = Atomics.load(w, node + IV_STATE) === INTERVAL_REMOVING;
@@ -370,12 +381,7 @@ export function isInvalidating(c: SubsContext, seq: number): boolean {
 }
 
 export function* waitForEpochOp(c: SubsContext, seq: number): Op<void> {
-  yield* waitOp(
-    c.subs + SUBS_QUEUE,
-    () => !isInvalidating(c, seq),
-    "the end of an invalidation",
-    () => someOpener(c),
-  );
+  yield* epochOp(c, () => !isInvalidating(c, seq), "the end of an invalidation");
 }
 
 // ---- list notifiers ------------------------------------------------------------------------------------------------
@@ -393,6 +399,15 @@ export function linkListNotifier(c: SubsContext, ln: ListNotifier): void {
   if (closed) closeEpochLocked(c);
   unlockSpin(agent, subs + SUBS_LOCK);
   if (closed) wakeQueue(w, subs + SUBS_QUEUE);
+}
+
+/** Waits until a list notifier is in the list, or the space is released. */
+export function* waitUntilLinkedOp(c: SubsContext, ln: ListNotifier): Op<void> {
+  yield* epochOp(
+    c,
+    () => Atomics.load(c.agent.words, ln + LN_STATE) !== LIST_PENDING,
+    "the end of open ranges",
+  );
 }
 
 /** Takes a list notifier back that is not in the list yet. False: it is. */

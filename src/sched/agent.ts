@@ -188,7 +188,7 @@ export class Agent implements LockOwner {
     this.base = agentAt(slot);
     this.ownerId = ownerIdOf(slot, generation);
     this.mayBlock = options.mayBlock;
-    this.shared = buffer instanceof SharedArrayBuffer;
+    this.shared = !(buffer instanceof ArrayBuffer); // without isolation the name SharedArrayBuffer does not exist
     this.simulated = options.simulated ?? false;
     this.debug = this.words[HDR_DEBUG] === 1;
     this.spinRounds = (this.words[HDR_CORES] ?? 1) > 1 ? 500 : 0;
@@ -656,6 +656,9 @@ function initSlot(w: Int32Array, slot: number, options: AgentOptions): void {
   for (const field of [AG_MBOX, AG_SLEEP, AG_SLEEP_WORD, AG_SERVED, AG_SENDING]) {
     Atomics.store(w, agent + field, 0);
   }
+  for (let k = 0; k < MESSAGE_COUNT; k++) forgetMessage(w, messageAt(agent, k));
+  const more = Atomics.load(w, agent + AG_MORE) as Message;
+  for (let m = more; m !== 0; m = Atomics.load(w, m + MSG_MORE) as Message) forgetMessage(w, m);
   if ((Atomics.load(w, agent + AG_TURN) & 1) === 1) Atomics.add(w, agent + AG_TURN, 1);
   Atomics.store(w, agent + AG_FACK, Atomics.load(w, agent + AG_FREQ));
   Atomics.store(w, agent + AG_TID, options.tid ?? 0);
@@ -664,4 +667,10 @@ function initSlot(w: Int32Array, slot: number, options: AgentOptions): void {
   for (let top = Atomics.load(w, HDR_AGENT_TOP); top <= slot; top = Atomics.load(w, HDR_AGENT_TOP)) {
     Atomics.compareExchange(w, HDR_AGENT_TOP, top, slot + 1);
   }
+}
+
+/** Frees what a predecessor left behind; what is in somebody's mailbox is freed there. */
+function forgetMessage(w: Int32Array, m: Message): void {
+  const state = Atomics.load(w, m + MSG_STATE);
+  if (state === MESSAGE_RESERVED || state === MESSAGE_DONE) Atomics.store(w, m + MSG_STATE, MESSAGE_FREE);
 }

@@ -40,7 +40,7 @@ export function ring(words: Int32Array, slot: number): void {
   Atomics.notify(words, agent + AG_BELL);
   const userWord = Atomics.load(words, agent + AG_SLEEP_WORD);
   if (userWord !== 0) Atomics.notify(words, userWord);
-  if (!(words.buffer instanceof SharedArrayBuffer)) localWakers.get(words.buffer)?.();
+  if (words.buffer instanceof ArrayBuffer) localWakers.get(words.buffer)?.();
 }
 
 /** Registers agent `slot` in a wait queue. Test the condition again afterwards. */

@@ -52,7 +52,7 @@ export const RE_START = 1; // first page
 export const RE_END = 2; //   page after the last
 export const RE_WORDS = 4;
 export const AG_MESSAGES: number = AG_RING + RING_ENTRIES * RE_WORDS;
-export const MESSAGE_COUNT = 12;
+export const MESSAGE_COUNT = 6;
 
 // Message: lives in the sender's slot; the receiver answers in place.
 export const MSG_NEXT = 0; //     B
@@ -70,8 +70,8 @@ export const MSG_END = 12; //     B  double
 export const MSG_RESULT = 14; //  B  while RESERVED with MSG_POSTED 1: owner id of the agent it will be sent to
 export const MSG_TEXT_LENGTH = 15; // B
 export const MSG_TEXT = 16; //    B  UTF-8 bytes of an error text
-export const MSG_MORE = 31; //    C  next of AG_MORE
-export const MSG_WORDS = 32;
+export const MSG_MORE = 63; //    C  next of AG_MORE
+export const MSG_WORDS = 64;
 export const MSG_TEXT_BYTES: number = (MSG_MORE - MSG_TEXT) * 4;
 
 export const AG_WORDS = 512;

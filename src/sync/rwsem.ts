@@ -87,7 +87,8 @@ export function* lockReadOp(agent: Agent, sem: number, rank: LockRank, what: str
   try {
     yield* waitOp(
       sem + RW_QUEUE,
-      patient(agent, sem, () => tryLockRead(agent, sem, rank)),
+      // Looked at with Atomics first: after arming, a plain load could still answer what was there before.
+      patient(agent, sem, () => !isWriteLocked(agent, sem) && tryLockRead(agent, sem, rank)),
       what,
       () => holdsUp(agent, sem),
     );

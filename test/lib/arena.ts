@@ -13,7 +13,7 @@ export interface TestArena {
 }
 
 /** Always in debug mode: lock order, poisoned records, invariants. */
-export function newArena(maxAgents = 8, arenaBytes = ARENA_BYTES): TestArena {
+export function newArena(maxAgents: number = 8, arenaBytes: number = ARENA_BYTES): TestArena {
   const { memories } = createArena({
     budgetBytes: FRAMES * PAGE,
     pageSize: PAGE,
@@ -27,7 +27,8 @@ export function newArena(maxAgents = 8, arenaBytes = ARENA_BYTES): TestArena {
   return { buffer, words, heap: heapOf(words) };
 }
 
-export const attachTo = (arena: TestArena, mayBlock = true): Agent => attachAgent(arena.buffer, { mayBlock });
+export const attachTo = (arena: TestArena, mayBlock: boolean = true): Agent =>
+  attachAgent(arena.buffer, { mayBlock });
 
 /** An agent whose steps a CheckerDriver takes. */
 export const simulatedAgent = (arena: TestArena): Agent =>
@@ -43,11 +44,11 @@ export function words(arena: TestArena, agent: Agent, count: number): number {
 /** A wait, written out: what the tests of drivers put into operations. */
 export const waitFor = (
   ready: () => boolean,
-  queue = 0,
-  what = "a test's condition",
+  queue: number = 0,
+  what: string = "a test's condition",
   owner?: () => number,
 ): WaitEffect => ({ kind: "wait", queue, ready, owner, what });
 
-export function* point(what = "a point"): Op<void> {
+export function* point(what: string = "a point"): Op<void> {
   yield { kind: "point", what };
 }

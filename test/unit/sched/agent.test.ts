@@ -7,6 +7,7 @@ import {
   AG_MARK_LOCK,
   AG_TURN,
   agentAt,
+  MESSAGE_COUNT,
   RING_ENTRIES,
   RING_LAG,
 } from "../../../src/sched/layout.ts";
@@ -237,5 +238,19 @@ describe("slots", () => {
     expect(second.slot).toBe(first.slot);
     expect(inTurn(second)).toBe(false);
     expect(second.wanted).toBe(false);
+  });
+
+  test("an agent has all messages of its slot, whatever its predecessor left in them", () => {
+    const arena = newArena();
+    const [first, other] = [attachTo(arena), attachTo(arena)];
+    const answered = first.tryReserveMessage(9);
+    first.sendTo(other.ownerId, answered, false);
+    other.safepoint();
+    first.tryReserveMessage(9);
+    first.detach();
+    const second = attachTo(arena);
+    const all = Array.from({ length: MESSAGE_COUNT }, () => second.tryReserveMessage(9));
+    expect(all).not.toContain(0);
+    expect(all).toContain(answered);
   });
 });

@@ -46,12 +46,10 @@ describe("rings", () => {
     const arena = newArena();
     const agent = attachTo(arena);
     agent.setArmed(true);
-    const sleepers = [1, 2, 3].map(() =>
-      Atomics.waitAsync(arena.words, agent.base + AG_BELL, agent.bell()),
-    );
+    const sleepers = [1, 2, 3].map(() => Atomics.waitAsync(arena.words, agent.base + AG_BELL, agent.bell()));
     expect(sleepers.every((s) => s.async)).toBe(true);
     ring(arena.words, agent.slot);
-    expect(await Promise.all(sleepers.map((s) => s.value))).toEqual(["ok", "ok", "ok"]);
+    expect(await Promise.all(sleepers.map(async (s) => s.value))).toEqual(["ok", "ok", "ok"]);
   });
 
   test("a ring reaches an agent that sleeps on a word of the user's in the arena", async () => {

@@ -1,0 +1,95 @@
+/** Entry of the `bifolio` command. */
+import { readFileSync } from "node:fs";
+import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { parseBytes } from "../units.ts";
+import {
+  CommandError,
+  EXIT_FAILED,
+  EXIT_OK,
+  EXIT_SIGINT,
+  EXIT_SIGTERM,
+  EXIT_USAGE,
+  sentenceOf,
+} from "./commandError.ts";
+import { mirrorCommand, type MirrorOptions } from "./mirrorCommand.ts";
+import { MOST_AGENTS } from "./run.ts";
+
+const MOST_PASSES = 1000;
+const MOST_CHURN = 1_000_000;
+const MOST_SEED = 2 ** 32 - 1;
+
+/** Reads a number within limits. */
+const number =
+  (least: number, most: number, whole = true) =>
+  (text: string): number => {
+    const n = /^\d+(\.\d+)?$/.test(text.trim()) ? Number(text) : Number.NaN;
+    if (n >= least && n <= most && (!whole || Number.isInteger(n))) return n;
+    throw new InvalidArgumentError(`It must be a ${whole ? "whole " : ""}number from ${least} to ${most}.`);
+  };
+
+const bytes = (text: string): number => {
+  const n = parseBytes(text);
+  if (Number.isFinite(n)) return n;
+  throw new InvalidArgumentError('It must be bytes, or a size such as "64MiB".');
+};
+
+function version(): string {
+  const manifest: unknown = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
+  return (manifest as { version: string }).version;
+}
+
+/** The command line; `exit` hears of the exit code of whatever ran. */
+function makeProgram(exit: (code: number) => void): Command {
+  const program = new Command("bifolio")
+    .description("Virtual memory for JavaScript threads.")
+    .version(version(), "-V, --version", "print the version")
+    .exitOverride()
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, "bifolio: ")) });
+  program
+    .command("mirror")
+    .description(
+      "map FILE through a budget smaller than it, mirror it in several agents while mappings change under them, and check every mirror against the file",
+    )
+    .argument("[FILE]", "what to mirror (default: the running Node executable)")
+    .option("--budget <bytes>", "bytes of frames (default: 64MiB, or half of FILE if that is less)", bytes)
+    .option(
+      "--agents <n>",
+      `mirrors, each in a thread of its own, at most ${MOST_AGENTS}`,
+      number(1, MOST_AGENTS),
+      3,
+    )
+    .option("--passes <n>", "how often each agent reads the file", number(1, MOST_PASSES), 2)
+    .option("--churn <ops/s>", "changes of mappings a second, 0 for none", number(0, MOST_CHURN, false), 200)
+    .option("--seed <n>", "which changes", number(0, MOST_SEED), 1)
+    .option("--json", "print one JSON object and no progress", false)
+    .option("--debug", "check invariants while it runs, which is slow", false)
+    .action(async (file: string | undefined, options: MirrorOptions) => {
+      exit(await mirrorCommand(file, options));
+    });
+  return program;
+}
+
+async function main(): Promise<number> {
+  let exitCode = EXIT_OK;
+  try {
+    await makeProgram((code) => (exitCode = code)).parseAsync();
+  } catch (error) {
+    // Commander has printed what there is to say.
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT_OK : EXIT_USAGE;
+    console.error(`bifolio: ${sentenceOf(error)}`);
+    return error instanceof CommandError ? error.exitCode : EXIT_FAILED;
+  }
+  return exitCode;
+}
+
+for (const [signal, exitCode] of [
+  ["SIGINT", EXIT_SIGINT],
+  ["SIGTERM", EXIT_SIGTERM],
+] as const) {
+  process.on(signal, () => {
+    // The process takes its workers along. What must be tidied up hears "exit"; the message comes after the bar is gone.
+    process.once("exit", () => console.error("bifolio: interrupted"));
+    process.exit(exitCode);
+  });
+}
+process.exit(await main());

@@ -1,0 +1,102 @@
+/**
+ * The end of a space's record. Linux: mm_count, mmdrop().
+ *
+ * Whoever works on a space is counted in it, per agent, so that a dead one's uses can be taken back: operations from
+ * their begin to their end, reclaimers while they look at its mappings. exit() unmaps everything; the record, the page
+ * tables and the TLBs go when it has done so and the last use ends. Accesses are not counted: an agent that makes them
+ * is in a turn and has a TLB of the space, and exit() waits until it has passed a safepoint.
+ *
+ * Between looking whether a space lives and counting itself an agent protects the record by name (a hazard pointer);
+ * exit() lets it finish before it goes on.
+ */
+import { MmError } from "../errors.ts";
+import { destroySubscriptions } from "../notifier/index.ts";
+import type { Op } from "../sched/index.ts";
+import { lockSpin, unlockSpin } from "../sync/index.ts";
+import {
+  MM_LOCK,
+  SP_ID,
+  SP_STATE,
+  SPACE_EXITED,
+  SPACE_FREE,
+  SPACE_LIVE,
+  spaceWords,
+  spTlbAt,
+  spUsersAt,
+} from "./layout.ts";
+import { destroyRadix } from "./radix.ts";
+import { type SpaceCore, tlbWords } from "./spaceCore.ts";
+
+/** Counts an operation on a space until unuseSpace(). A safepoint. Errors: ESRCH. */
+export function useSpace(space: SpaceCore, operation: string): void {
+  const { agent, mm } = space;
+  agent.checkUsable(operation);
+  if (agent.wanted) agent.safepoint();
+  mm.protect(space.slot);
+  const { live } = space;
+  if (live) Atomics.add(agent.words, spUsersAt(space.slot, mm.maxAgents, agent.slot), 1);
+  mm.unprotect();
+  if (!live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
+}
+
+/** Ends a use; the last one of a space that has exited frees it. */
+export function unuseSpace(space: SpaceCore): void {
+  const { agent, mm } = space;
+  Atomics.sub(agent.words, spUsersAt(space.slot, mm.maxAgents, agent.slot), 1);
+  // A record that is gone already says anything here; freeIfUnused() looks again.
+  if (Atomics.load(agent.words, space.slot + SP_STATE) !== SPACE_LIVE) freeIfUnused(space);
+}
+
+/** Frees a space that has exited, if nobody uses it any more and nobody else was faster. */
+export function freeIfUnused(space: SpaceCore): void {
+  const { agent, mm, slot } = space;
+  const w = agent.words;
+  lockSpin(agent, mm.header + MM_LOCK);
+  const last =
+    mm.isLinkedLocked(slot) &&
+    Atomics.load(w, slot + SP_ID) === space.id &&
+    Atomics.load(w, slot + SP_STATE) === SPACE_EXITED &&
+    users(space) === 0;
+  if (last) {
+    mm.unlinkSpaceLocked(slot);
+    Atomics.store(w, slot + SP_STATE, SPACE_FREE);
+  }
+  unlockSpin(agent, mm.header + MM_LOCK);
+  if (last) destroySpace(space);
+}
+
+/** Runs `body` while the space cannot go. Errors: ESRCH. */
+export function* usingOp<T>(space: SpaceCore, operation: string, body: () => Op<T>): Op<T> {
+  useSpace(space, operation);
+  try {
+    return yield* body();
+  } finally {
+    unuseSpace(space);
+  }
+}
+
+function users(space: SpaceCore): number {
+  const { agent, mm } = space;
+  let sum = 0;
+  for (let slot = 0; slot < mm.maxAgents; slot++)
+    sum += Atomics.load(agent.words, spUsersAt(space.slot, mm.maxAgents, slot));
+  return sum;
+}
+
+/** Frees what is left of a space. Its subscriptions stay while somebody's notifier is among them. */
+function destroySpace(space: SpaceCore): void {
+  const { agent, mm } = space;
+  const subs = space.notifiers.context;
+  for (let slot = 0; slot < mm.maxAgents; slot++) {
+    const table = Atomics.exchange(agent.words, spTlbAt(space.slot, mm.maxAgents, slot), 0);
+    if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
+  }
+  space.detachTlb();
+  if (mm.spaces.get(space.slot) === space) mm.spaces.delete(space.slot);
+  destroyRadix(agent, mm.heap, space.pgd);
+  if (!space.notifiers.inUse) {
+    space.notifiers.forget();
+    destroySubscriptions(subs);
+  }
+  mm.free(space.slot, spaceWords(mm.maxAgents));
+}
