@@ -20,6 +20,7 @@ const publishedEntries = {
   sync: "src/syncEntry.ts",
   cli: "src/cli/main.ts",
   mirrorWorker: "src/cli/mirrorWorker.ts",
+  streamWorker: "src/cli/streamWorker.ts",
 };
 const testEntries = { ...publishedEntries, testing: "src/testing.ts" };
 

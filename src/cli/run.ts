@@ -4,7 +4,7 @@
  *
  * Ends with the results, or with the Failure that was the cause of all others. Either way all workers are gone then.
  */
-import { Worker } from "node:worker_threads";
+import { type ResourceLimits, Worker } from "node:worker_threads";
 import { fileBacking } from "../backing/index.ts";
 import { AGENT_LIMIT } from "../sched/index.ts";
 import { type AddressSpace, createMemory, type MemoryStats, type PhysicalMemory } from "../mm/index.ts";
@@ -73,7 +73,7 @@ const CHURN_FILL_BYTES = { least: 4 * KIB, most: 64 * KIB };
 const SCRATCH_PAGES = { least: 2, most: 64 };
 const SCRATCH_SHARE = 32;
 /** Small heaps: what is large lies outside them, and there may be many. */
-const WORKER_LIMITS = { maxOldGenerationSizeMb: 96, maxYoungGenerationSizeMb: 8 };
+export const SMALL_HEAP: ResourceLimits = { maxOldGenerationSizeMb: 96, maxYoungGenerationSizeMb: 8 };
 const PROGRESS_MS = 100;
 const SETTLE_MS = 100;
 /** Failure.name of a worker that ended without a word. */
@@ -245,7 +245,7 @@ class Colleague {
     const { role } = task;
     this.role = role;
     const name = role.kind === "churn" ? "the churn agent" : hasherName(role.index);
-    const worker = new Worker(url, { workerData: task, resourceLimits: WORKER_LIMITS });
+    const worker = new Worker(url, { workerData: task, resourceLimits: SMALL_HEAP });
     this.#worker = worker;
     memory.adopt(worker);
     const died = (how: string): void => {

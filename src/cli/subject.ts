@@ -1,7 +1,12 @@
 /** The file that is mirrored, as the operating system has it: what the mirrors are checked against. */
-import { createHash } from "node:crypto";
-import { closeSync, constants, createReadStream, fstatSync, openSync, type Stats, statSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, type Stats, statSync } from "node:fs";
+import { Worker } from "node:worker_threads";
 import { CommandError } from "./commandError.ts";
+import { SMALL_HEAP } from "./run.ts";
+import type { StreamMessage, StreamTask } from "./streamWorker.ts";
+
+/** Beside this module's chunk: see rolldown.config.mjs. */
+const STREAM_WORKER_URL = new URL("./streamWorker.js", import.meta.url);
 
 const REASONS: Readonly<Record<string, string>> = {
   ENOENT: "there is no such file",
@@ -16,6 +21,7 @@ export class Subject {
   readonly bytes: number;
   readonly #fd: number;
   readonly #before: Stats;
+  #worker: Worker | undefined;
 
   /** Opens it. Errors: CommandError if it cannot be read, or has nothing that could be mirrored. */
   constructor(path: string) {
@@ -37,25 +43,25 @@ export class Subject {
           ? "is empty"
           : undefined;
     if (wrong === undefined) return;
-    this.close();
+    closeSync(this.#fd);
     throw new CommandError(`cannot mirror ${path}: it ${wrong}`);
   }
 
-  /** SHA-256 through a plain stream, in hex. `read` hears how many bytes have come. */
-  async sha256(read: (bytes: number) => void): Promise<string> {
-    const hash = createHash("sha256");
-    const stream = createReadStream(this.path, {
-      fd: this.#fd,
-      autoClose: false,
-      start: 0,
-      highWaterMark: 256 * 1024,
+  /**
+   * SHA-256 through a plain stream, in hex, computed by a thread of its own. `read` hears how many bytes have come.
+   * Errors: CommandError if the file cannot be read.
+   */
+  sha256(read: (bytes: number) => void): Promise<string> {
+    const workerData: StreamTask = { path: this.path, fd: this.#fd };
+    const worker = new Worker(STREAM_WORKER_URL, { workerData, resourceLimits: SMALL_HEAP });
+    this.#worker = worker;
+    return new Promise((resolve, reject) => {
+      worker.on("message", (message: StreamMessage) => {
+        if (message.kind === "done") resolve(message.sha256);
+        else read(message.bytes);
+      });
+      worker.once("error", (error) => reject(new CommandError(`cannot read ${this.path}: ${error.message}`)));
     });
-    let done = 0;
-    for await (const chunk of stream) {
-      hash.update(chunk as Buffer);
-      read((done += (chunk as Buffer).length));
-    }
-    return hash.digest("hex");
   }
 
   /** Bytes now. */
@@ -83,7 +89,8 @@ export class Subject {
     );
   }
 
-  close(): void {
+  async close(): Promise<void> {
+    await this.#worker?.terminate();
     closeSync(this.#fd);
   }
 }

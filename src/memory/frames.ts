@@ -15,7 +15,7 @@
 import { panic } from "../errors.ts";
 import { type Agent, type Op, QUEUE_WORDS, waitOp, wakeQueue } from "../sched/index.ts";
 import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
-import type { Pfn } from "../units.ts";
+import { type Pfn, WORD_BYTES } from "../units.ts";
 import {
   AGENT_LIMIT_WORDS,
   type Folio,
@@ -128,6 +128,12 @@ export class Frames {
   /** True if frame `pfn + 1` directly follows `pfn` in the same segment. */
   adjacent(pfn: number, next: number): boolean {
     return next === pfn + 1 && this.segmentOf(pfn) === this.segmentOf(next);
+  }
+
+  /** Frames from `pfn` to the end of its segment. */
+  untilSegmentEnd(pfn: number): number {
+    if (pfn < this.#segment0) return this.#segment0 - pfn;
+    return this.#segmentFrames - ((pfn - this.#segment0) % this.#segmentFrames);
   }
 
   /** The bytes of `pages` frames that lie together. */
@@ -334,9 +340,48 @@ export class Frames {
   /** Gives a reference back; the last one frees the frame. */
   put(pfn: number): void {
     if (pfn === ZERO_PFN) return;
-    const before = Atomics.sub(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1);
-    if (before === 1) this.#release(pfn);
-    else if (before < 1) panic(`F4: frame ${pfn} has no reference left to give back`);
+    if (Atomics.sub(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1) <= 1) this.#ranOut(pfn);
+  }
+
+  /**
+   * Takes a reference to the frames from `pfn` on that page-table words map, which begin at word `entry`: up to `count`,
+   * as long as `word & mask` is `want`, growing by `step`. Sets the bits `soft`. Returns how many. Linux: gup_fast().
+   */
+  getMapped(
+    pfn: number,
+    entry: number,
+    count: number,
+    { mask, want, step, soft }: { mask: number; want: number; step: number; soft: number },
+  ): number {
+    const ref = (this.folioAt(pfn) + FOLIO_REFCOUNT) * WORD_BYTES;
+    const n = this.kernels.getRange(
+      entry * WORD_BYTES,
+      count,
+      mask,
+      want,
+      step,
+      soft,
+      ref,
+      FOLIO_WORDS * WORD_BYTES,
+    );
+    if (n >= 0) return n;
+    this.put(pfn + ~n);
+    return ~n;
+  }
+
+  /** Gives a reference to each of `pages` frames back. */
+  putRun(pfn: number, pages: number): void {
+    for (let done = 0; done < pages;) {
+      const ref = (this.folioAt(pfn + done) + FOLIO_REFCOUNT) * WORD_BYTES;
+      const n = this.kernels.putRange(ref, pages - done, FOLIO_WORDS * WORD_BYTES);
+      done += n < 0 ? ~n : n;
+      if (n < 0) this.#ranOut(pfn + done - 1);
+    }
+  }
+
+  #ranOut(pfn: number): void {
+    if (this.refcount(pfn) < 0) panic(`F4: frame ${pfn} has no reference left to give back`);
+    this.#release(pfn);
   }
 
   /** Drops the last reference if it is the only one: nobody can find the frame any more. */

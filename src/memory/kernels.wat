@@ -68,21 +68,63 @@
         (br_if $word (local.get $count))))
     (local.get $seen))
 
-  ;; maskedCount(ptr, count, mask, value) -> number of words w with (w & mask) == value.
-  (func (export "maskedCount")
-    (param $ptr i32) (param $count i32) (param $mask i32) (param $value i32) (result i32)
-    (local $matches i32)
+  ;; getRange(ptr, count, mask, want, step, soft, ref, stride) -> n, or ~n.
+  ;; Takes a reference to the frame of each page-table word from ptr on, as long as (word & mask) == want, where want
+  ;; grows by `step` from word to word; the counters of the frames are the words at ref, ref + stride, ... Sets the bits
+  ;; `soft` in each word. Stops at the first word that does not match, whose frame is free, or that changes meanwhile.
+  ;; n is how many have been taken; ~n says that the frame of the n-th word has one reference too many, which the
+  ;; caller gives back: the word changed after it was taken.
+  (func (export "getRange")
+    (param $ptr i32) (param $count i32) (param $mask i32) (param $want i32) (param $step i32) (param $soft i32)
+    (param $ref i32) (param $stride i32) (result i32)
+    (local $n i32)
+    (local $old i32)      ;; the word, when its frame was looked up
+    (local $refs i32)     ;; references that this round expects
+    (local $found i32)
     (block $done
-      (br_if $done (i32.eqz (local.get $count)))
       (loop $word
-        (local.set $matches
-          (i32.add
-            (local.get $matches)
-            (i32.eq
-              (i32.and (i32.atomic.load (local.get $ptr)) (local.get $mask))
-              (local.get $value))))
+        (br_if $done (i32.eq (local.get $n) (local.get $count)))
+        (local.set $old (i32.atomic.load (local.get $ptr)))
+        (br_if $done (i32.ne (i32.and (local.get $old) (local.get $mask)) (local.get $want)))
+        (local.set $refs (i32.atomic.load (local.get $ref)))
+        (loop $get
+          (br_if $done (i32.eqz (local.get $refs)))
+          (local.set $found
+            (i32.atomic.rmw.cmpxchg
+              (local.get $ref) (local.get $refs) (i32.add (local.get $refs) (i32.const 1))))
+          (if (i32.ne (local.get $found) (local.get $refs))
+            (then
+              (local.set $refs (local.get $found))
+              (br $get))))
+        ;; Only now is it certain that the frame stays: is it still the one that the word names?
+        (if (i32.eq (i32.and (local.get $old) (local.get $soft)) (local.get $soft))
+          (then (local.set $found (i32.atomic.load (local.get $ptr))))
+          (else
+            (local.set $found
+              (i32.atomic.rmw.cmpxchg
+                (local.get $ptr) (local.get $old) (i32.or (local.get $old) (local.get $soft))))))
+        (if (i32.ne (local.get $found) (local.get $old))
+          (then (return (i32.xor (local.get $n) (i32.const -1)))))
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
         (local.set $ptr (i32.add (local.get $ptr) (i32.const 4)))
-        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
-        (br_if $word (local.get $count))))
-    (local.get $matches))
+        (local.set $want (i32.add (local.get $want) (local.get $step)))
+        (local.set $ref (i32.add (local.get $ref) (local.get $stride)))
+        (br $word)))
+    (local.get $n))
+
+  ;; putRange(ref, count, stride) -> n, or ~n: takes one from each of the counters at ref, ref + stride, ... up to and
+  ;; with the first that had no more than one. n is how many were handled; ~n says that the last of them ran out.
+  (func (export "putRange") (param $ref i32) (param $count i32) (param $stride i32) (result i32)
+    (local $n i32)
+    (local $before i32)
+    (block $done
+      (loop $word
+        (br_if $done (i32.eq (local.get $n) (local.get $count)))
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
+        (local.set $before (i32.atomic.rmw.sub (local.get $ref) (i32.const 1)))
+        (if (i32.le_s (local.get $before) (i32.const 1))
+          (then (return (i32.xor (local.get $n) (i32.const -1)))))
+        (local.set $ref (i32.add (local.get $ref) (local.get $stride)))
+        (br $word)))
+    (local.get $n))
 )

@@ -25,6 +25,23 @@ export interface Kernels {
   /** `count` page-table words from byte `ptr`: each valid one becomes (old & and) | or. Returns the OR of the old ones. */
   protectRange(ptr: number, count: number, and: number, or: number): number;
   orRange(ptr: number, count: number): number;
+  /**
+   * Takes a reference to the frame of each page-table word from byte `ptr` on, as long as `word & mask` is `want`, which
+   * grows by `step` from word to word, and sets the bits `soft` in it; the counters lie at `ref`, `ref + stride`, …
+   * Returns how many; as ~n if the n-th frame has got one reference too many, because its word changed.
+   */
+  getRange(
+    ptr: number,
+    count: number,
+    mask: number,
+    want: number,
+    step: number,
+    soft: number,
+    ref: number,
+    stride: number,
+  ): number;
+  /** Takes one from each of `count` counters, up to one that runs out. Returns how many; as ~n if the last ran out. */
+  putRange(ref: number, count: number, stride: number): number;
 }
 
 export function allocateSegment(bytes: number): WebAssembly.Memory {
@@ -89,6 +106,32 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
       let seen = 0;
       for (let k = ptr >>> 2, end = k + count; k < end; k++) seen |= Atomics.load(words, k);
       return seen;
+    },
+    getRange: (ptr, count, mask, want, step, soft, ref, stride) => {
+      for (let n = 0; n < count; n++) {
+        const at = (ptr >>> 2) + n;
+        const old = Atomics.load(words, at);
+        if ((old & mask) !== ((want + n * step) | 0)) return n;
+        const counter = (ref + n * stride) >>> 2;
+        for (let refs = Atomics.load(words, counter); ;) {
+          if (refs === 0) return n;
+          const found = Atomics.compareExchange(words, counter, refs, refs + 1);
+          if (found === refs) break;
+          refs = found;
+        }
+        const kept =
+          (old & soft) === soft
+            ? Atomics.load(words, at)
+            : Atomics.compareExchange(words, at, old, old | soft);
+        if (kept !== old) return ~n;
+      }
+      return count;
+    },
+    putRange: (ref, count, stride) => {
+      for (let n = 0; n < count; n++) {
+        if (Atomics.sub(words, (ref + n * stride) >>> 2, 1) <= 1) return ~(n + 1);
+      }
+      return count;
     },
   };
 }

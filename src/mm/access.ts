@@ -6,11 +6,14 @@
  * Between finding a TLB entry and using it there is no safepoint, so the entry is good for exactly that access.
  */
 import { isMmError, MmError, SegvError } from "../errors.ts";
+import { ZERO_PFN } from "../memory/index.ts";
 import type { Notifiers } from "../notifier/index.ts";
 import { type Op, runBlocking } from "../sched/index.ts";
 import { FAULT_DONE, faultOp, tryFault } from "./fault.ts";
 import type { Space } from "./layout.ts";
 import type { Mm } from "./mm.ts";
+import { makePte, PTE_ACCESSED, PTE_PFN, PTE_READ, PTE_VALID } from "./pte.ts";
+import { radixFind, radixRun } from "./radix.ts";
 import { FIRST_VPN, LAST_VPN, SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
 
 /** Bytes of frames that lie together; also the memory they are in. Valid until the turn ends or memory.poll(). */
@@ -136,7 +139,13 @@ export class SpaceAccess extends SpaceCore {
     }
     let high: number;
     for (;;) {
-      high = this.locate(vpn + 1, write, (vpn + 1) * pageSize);
+      // With a reference: where frames are few, bringing one page in must not take the other away, and so for ever.
+      if (low !== ZERO_PFN) frames.get(low);
+      try {
+        high = this.locate(vpn + 1, write, (vpn + 1) * pageSize);
+      } finally {
+        frames.put(low);
+      }
       // The second may have passed a safepoint: is the first still good?
       const again = this.peek(vpn, write);
       if (again === low) break;
@@ -385,21 +394,43 @@ export class SpaceAccess extends SpaceCore {
       }
       const within = at - vpn * pageSize;
       const wanted = Math.ceil((within + bytes.length - done) / pageSize);
-      const pages = this.#together(vpn, pfn, Math.min(wanted, SPAN_PAGES), write);
-      const n = Math.min(bytes.length - done, pages * pageSize - within);
-      const frame = frames.bytesOf(pfn, pages).subarray(within, within + n);
+      const limit = Math.min(wanted, SPAN_PAGES);
+      const more = write ? this.#together(vpn, pfn, limit) - 1 : this.#getMapped(vpn + 1, pfn + 1, limit - 1);
+      const n = Math.min(bytes.length - done, (1 + more) * pageSize - within);
+      const frame = frames.bytesOf(pfn, 1 + more).subarray(within, within + n);
       if (write) frame.set(bytes.subarray(done, done + n));
-      else bytes.set(frame, done);
+      else {
+        bytes.set(frame, done);
+        frames.putRun(pfn + 1, more);
+      }
       done += n;
     }
   }
 
-  /** How many pages from `vpn` on lie together in memory and can be used at once. No safepoint. */
-  #together(vpn: number, pfn: number, limit: number, write: boolean): number {
+  /** How many pages from `vpn` on lie together in memory and can be written at once. No safepoint. */
+  #together(vpn: number, pfn: number, limit: number): number {
     const { frames } = this.mm;
     let pages = 1;
-    while (pages < limit && frames.adjacent(pfn + pages - 1, this.peek(vpn + pages, write))) pages++;
+    while (pages < limit && frames.adjacent(pfn + pages - 1, this.peek(vpn + pages, true))) pages++;
     return pages;
+  }
+
+  /**
+   * Takes references to the frames from `pfn` on, as far as they are mapped from `vpn` on and may be read. They need no
+   * translation: a view that only reads shows what was there when it was taken.
+   */
+  #getMapped(vpn: number, pfn: number, limit: number): number {
+    const { frames } = this.mm;
+    const count = Math.min(limit, radixRun(vpn), frames.untilSegmentEnd(pfn - 1) - 1);
+    const entry = count > 0 ? radixFind(this.agent.words, this.pgd, vpn) : 0;
+    if (entry === 0 || pfn === ZERO_PFN + 1) return 0; // frames beside the zero page are nobody's
+    const rights = PTE_VALID | PTE_READ;
+    return frames.getMapped(pfn, entry, count, {
+      mask: PTE_PFN | rights,
+      want: makePte(pfn, rights),
+      step: makePte(1, 0),
+      soft: PTE_ACCESSED,
+    });
   }
 
   /** The next span of `[address, end)`, its frames in the view log. */
@@ -409,8 +440,14 @@ export class SpaceAccess extends SpaceCore {
     const pfn = this.locate(vpn, write, address);
     const within = address - vpn * pageSize;
     const wanted = Math.ceil((within + end - address) / pageSize);
-    const pages = this.#together(vpn, pfn, Math.min(wanted, SPAN_PAGES), write);
-    for (let k = 0; k < pages; k++) views.add(pfn + k, write);
+    const limit = Math.min(wanted, SPAN_PAGES);
+    let pages = write ? this.#together(vpn, pfn, limit) : 1;
+    views.add(pfn, pages, write);
+    if (!write) {
+      const more = this.#getMapped(vpn + 1, pfn + 1, limit - 1);
+      views.extend(more);
+      pages += more;
+    }
     const length = Math.min(end - address, pages * pageSize - within);
     const span = frames.bytesOf(pfn, pages).subarray(within, within + length) as Span;
     span.memory = frames.memories[frames.segmentOf(pfn)]!;

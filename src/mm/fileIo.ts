@@ -40,51 +40,57 @@ export const textOf = (error: unknown): string => (error instanceof Error ? erro
 export const isRefusal = (error: unknown): boolean =>
   isMmError(error, "EAGAIN") || isMmError(error, "EDEADLK") || isMmError(error, "EOWNERDEAD");
 
-interface Piece {
+/** Pages of a file that lie together in the file and in memory. */
+export interface Piece {
   readonly index: number;
   readonly pfn: number;
   readonly pages: number;
 }
 
-/** Cuts pages into pieces that lie together in the file and in memory. */
-function piecesOf(file: FileCore, pfns: ReadonlyMap<number, number>): Piece[] {
-  const pieces: { index: number; pfn: number; pages: number }[] = [];
-  for (const [index, pfn] of [...pfns].toSorted((a, b) => a[0] - b[0])) {
-    const before = pieces.at(-1);
-    const joins =
-      before &&
-      before.index + before.pages === index &&
-      before.pfn + before.pages === pfn &&
-      file.mm.frames.adjacent(pfn - 1, pfn);
-    if (joins) before.pages++;
-    else pieces.push({ index, pfn, pages: 1 });
+/** Pieces, by ascending index. */
+export class Pieces {
+  readonly list: Piece[] = [];
+  #end = -1;
+  #endPfn = -1;
+
+  /** Adds a page behind those that are there. */
+  add(file: FileCore, index: number, pfn: number): void {
+    const last = this.list.at(-1) as { pages: number } | undefined;
+    const joins = index === this.#end && pfn === this.#endPfn && file.mm.frames.adjacent(pfn - 1, pfn);
+    if (joins) last!.pages++;
+    else this.list.push({ index, pfn, pages: 1 });
+    this.#end = index + 1;
+    this.#endPfn = pfn + 1;
   }
-  return pieces;
+
+  /** Calls `visit` for each page, in order. */
+  forEach(visit: (index: number, pfn: number) => void): void {
+    for (const { index, pfn, pages } of this.list) {
+      for (let k = 0; k < pages; k++) visit(index + k, pfn + k);
+    }
+  }
 }
 
-/** Reads or writes locked frames (page index -> frame). Returns the pages that the backing no longer has. */
-export function* transferOp(
-  file: FileCore,
-  pfns: ReadonlyMap<number, number>,
-  kind: number,
-): Op<ReadonlySet<number>> {
+/** Reads or writes locked frames. Returns the pages that the backing no longer has. */
+export function* transferOp(file: FileCore, pieces: Pieces, kind: number): Op<ReadonlySet<number>> {
   const backing = file.backing();
-  const missing = new Set<number>();
-  for (const piece of piecesOf(file, pfns)) {
+  let missing: Set<number> | undefined;
+  for (const piece of pieces.list) {
     let done = 0;
     if (backing) {
       yield hostTransfer(file, backing, piece, kind, (bytes) => (done = bytes));
     } else done = yield* askOpenerOp(file, piece, kind);
-    if (kind === MESSAGE_READ) noteRead(file, piece, done, missing);
+    const short = kind === MESSAGE_READ && done < piece.pages * file.mm.pageSize;
+    if (short) noteRead(file, piece, done, (missing ??= new Set()));
   }
-  return missing;
+  return missing ?? NONE_MISSING;
 }
+
+export const NONE_MISSING: ReadonlySet<number> = new Set();
 
 /** Zeroes what a read did not fill, and notes pages that the backing does not have. */
 function noteRead(file: FileCore, piece: Piece, bytes: number, missing: Set<number>): void {
   const { frames, pageSize } = file.mm;
-  const all = piece.pages * pageSize;
-  if (bytes >= all) return;
   frames.bytesOf(piece.pfn, piece.pages).fill(0, bytes);
   for (let k = Math.ceil(bytes / pageSize); k < piece.pages; k++) {
     if ((piece.index + k) * pageSize < file.size) missing.add(piece.index + k);
@@ -241,24 +247,28 @@ export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknow
  * Errors: EAGAIN, EDEADLK where this driver cannot do it; they are dirty again.
  * Preconditions: folio locks held; no page-table entry that permits writing, acknowledged.
  */
-export function* writeLockedOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<boolean> {
+export function* writeLockedOp(file: FileCore, pieces: Pieces): Op<boolean> {
   const { mm } = file;
   const { frames } = mm;
-  const dirty = new Map<number, number>();
-  for (const [index, pfn] of pfns)
-    if ((frames.clearFlags(pfn, PG_DIRTY) & PG_DIRTY) !== 0) dirty.set(index, pfn);
-  if (dirty.size === 0) return true;
+  const dirty = new Pieces();
+  let pages = 0;
+  pieces.forEach((index, pfn) => {
+    if ((frames.clearFlags(pfn, PG_DIRTY) & PG_DIRTY) === 0) return;
+    dirty.add(file, index, pfn);
+    pages++;
+  });
+  if (pages === 0) return true;
   try {
     yield* transferOp(file, dirty, MESSAGE_WRITE);
-    mm.count(CT_WRITEBACKS, dirty.size);
-    for (const pfn of dirty.values()) frames.clearFlags(pfn, PG_ERROR);
+    mm.count(CT_WRITEBACKS, pages);
+    dirty.forEach((_index, pfn) => frames.clearFlags(pfn, PG_ERROR));
     return true;
   } catch (error) {
     if (isRefusal(error)) {
-      for (const pfn of dirty.values()) frames.setFlags(pfn, PG_DIRTY);
+      dirty.forEach((_index, pfn) => frames.setFlags(pfn, PG_DIRTY));
       throw error;
     }
-    for (const pfn of dirty.values()) frames.setFlags(pfn, PG_DIRTY | PG_ERROR);
+    dirty.forEach((_index, pfn) => frames.setFlags(pfn, PG_DIRTY | PG_ERROR));
     Atomics.store(mm.agent.words, file.slot + FL_ERROR, 1);
     mm.agent.report(new MmError("EIO", "write-back", `writing to file ${file.id} failed`, { cause: error }));
     return false;

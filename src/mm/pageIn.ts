@@ -11,7 +11,7 @@ import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
 import { BACKING_MEMORY, BACKING_SERVED, CT_MAJOR, FL_OPENER, FL_PAGES, MESSAGE_READ } from "./layout.ts";
 import { allocClusterOp, allocFrameOp } from "./reclaim.ts";
 import { radixEnsure } from "./radix.ts";
-import { isRefusal, textOf, transferOp } from "./fileIo.ts";
+import { isRefusal, NONE_MISSING, Pieces, textOf, transferOp } from "./fileIo.ts";
 import { dropLockedPage, type FileCore, tryGetPage } from "./pageCache.ts";
 
 /**
@@ -53,12 +53,12 @@ function* readAroundOp(file: FileCore, index: number, address: number): Op<void>
   const window = frames.clusterFrames;
   const first = file.kind === BACKING_MEMORY ? index : Math.floor(index / window) * window;
   const end = file.kind === BACKING_MEMORY ? index + 1 : Math.min(first + window, file.pages);
-  const pfns = yield* claimPagesOp(file, first, end, index);
-  if (pfns.size === 0) return;
+  const pages = yield* claimPagesOp(file, first, end, index);
+  if (pages.list.length === 0) return;
   mm.count(CT_MAJOR);
   const { failure, missing } = readsAtOnce(file)
-    ? yield* readClaimedOp(file, pfns)
-    : yield* awaitReadOp(file, pfns);
+    ? yield* readClaimedOp(file, pages)
+    : yield* awaitReadOp(file, pages);
   if (isRefusal(failure)) throw failure as Error;
   if (failure !== undefined) {
     throw new BusError("access", address, `reading the file failed: ${textOf(failure)}`, failure);
@@ -73,8 +73,6 @@ interface ReadOutcome {
   readonly missing: ReadonlySet<number>;
 }
 
-const NONE_MISSING: ReadonlySet<number> = new Set();
-
 /** True if reading a file's pages cannot be refused by a driver. */
 function readsAtOnce(file: FileCore): boolean {
   if (file.kind === BACKING_MEMORY) return true;
@@ -86,22 +84,22 @@ function readsAtOnce(file: FileCore): boolean {
 }
 
 /** Reads claimed pages and unlocks them, those that could not be read out of the cache. */
-function* readClaimedOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<ReadOutcome> {
+function* readClaimedOp(file: FileCore, pages: Pieces): Op<ReadOutcome> {
   const { frames } = file.mm;
   let failure: unknown;
   let missing = NONE_MISSING;
   try {
-    if (file.kind !== BACKING_MEMORY) missing = yield* transferOp(file, pfns, MESSAGE_READ);
+    if (file.kind !== BACKING_MEMORY) missing = yield* transferOp(file, pages, MESSAGE_READ);
   } catch (error) {
     failure = error;
   }
-  for (const [at, pfn] of pfns) {
+  pages.forEach((at, pfn) => {
     if (failure !== undefined || missing.has(at)) dropLockedPage(file, at, pfn);
     else {
       frames.setFlags(pfn, PG_UPTODATE);
       frames.unlockFolio(pfn);
     }
-  }
+  });
   return { failure, missing };
 }
 
@@ -109,16 +107,16 @@ function* readClaimedOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<R
  * Has claimed pages read by a task of their own. Whoever reads them, this agent's host or another agent, cannot be told
  * to stop; so the pages stay locked until it has answered, also if the caller may not wait so long.
  */
-function* awaitReadOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<ReadOutcome> {
+function* awaitReadOp(file: FileCore, pages: Pieces): Op<ReadOutcome> {
   const { agent, frames } = file.mm;
   const w = agent.words;
   let outcome: ReadOutcome | undefined;
-  if (agent.debug) for (let k = 0; k < pfns.size; k++) lockdepRelease(agent, LockRank.folioLock);
+  if (agent.debug) pages.forEach(() => lockdepRelease(agent, LockRank.folioLock));
   start(
     agent,
     (function* (): Op<ReadOutcome> {
-      if (agent.debug) for (let k = 0; k < pfns.size; k++) lockdepAcquire(agent, LockRank.folioLock);
-      return yield* readClaimedOp(file, pfns);
+      if (agent.debug) pages.forEach(() => lockdepAcquire(agent, LockRank.folioLock));
+      return yield* readClaimedOp(file, pages);
     })(),
     (settled) => {
       outcome =
@@ -127,9 +125,8 @@ function* awaitReadOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<Rea
           : (settled.value as ReadOutcome);
     },
   );
-  const [somePfn] = pfns.values();
   yield* waitOp(
-    frames.queueOf(somePfn!),
+    frames.queueOf(pages.list[0]!.pfn),
     () => outcome !== undefined,
     `a read of file ${file.id}`,
     () =>
@@ -141,10 +138,10 @@ function* awaitReadOp(file: FileCore, pfns: ReadonlyMap<number, number>): Op<Rea
 }
 
 /** Puts locked frames into the cache for the pages of `[first, end)` that are not there; `wanted` among them if possible. */
-function* claimPagesOp(file: FileCore, first: number, end: number, wanted: number): Op<Map<number, number>> {
+function* claimPagesOp(file: FileCore, first: number, end: number, wanted: number): Op<Pieces> {
   const { mm } = file;
   const { frames, agent } = mm;
-  const claimed = new Map<number, number>();
+  const claimed = new Pieces();
   const whole = end - first === frames.clusterFrames && clusterIsEmpty(file, first, end);
   let cluster = whole ? yield* allocClusterOp(mm) : 0;
   // Only what is wanted may wait for memory; its neighbours are a bonus.
@@ -169,7 +166,7 @@ function* claimPagesOp(file: FileCore, first: number, end: number, wanted: numbe
     frames.setMapping(pfn, file.slot, index);
     if (entry !== 0 && Atomics.compareExchange(agent.words, entry, 0, pfn + 1) === 0) {
       Atomics.add(agent.words, file.slot + FL_PAGES, 1);
-      claimed.set(index, pfn);
+      claimed.add(file, index, pfn);
     } else {
       frames.setMapping(pfn, 0, 0);
       frames.unlockFolio(pfn);

@@ -1,8 +1,9 @@
 /**
  * Making frames free: a clock over the frame table with a second chance. Linux: mm/vmscan.c.
  *
- * The hand moves over clusters. File pages that lie together in memory and in their file are aged, unmapped, written
- * and freed as one run, so that a secondary MMU hears of it once. Anonymous pages stay: there is no swap.
+ * The hand moves over clusters of frames. Of an old cluster that it finds, and of what follows that in its file and is
+ * old too, it makes one run, which is unmapped, written and freed at once, so that a secondary MMU hears of it once.
+ * Anonymous pages stay: there is no swap.
  *
  * No lock is held when it begins. Locks taken: folio locks (tried, never waited for), then file locks.
  */
@@ -20,9 +21,9 @@ import { type Op, waitOp } from "../sched/index.ts";
 import type { Pfn } from "../units.ts";
 import { BACKING_MEMORY, CT_EVICTIONS, type File, FL_PAGES } from "./layout.ts";
 import type { Mm } from "./mm.ts";
-import { isRefusal, writeLockedOp } from "./fileIo.ts";
+import { isRefusal, Pieces, writeLockedOp } from "./fileIo.ts";
 import { type FileCore, fileAt } from "./pageCache.ts";
-import { agePages, unmapPagesOp } from "./rmap.ts";
+import { accessedPages, agePages, unmapPagesOp } from "./rmap.ts";
 
 /** A fault that finds no frame frees this share of all, so that the next ones find some. */
 const BATCH_SHARE = 1 / 16;
@@ -93,27 +94,23 @@ export function* allocClusterOp(mm: Mm): Op<Pfn> {
 export function* reclaimOp(mm: Mm, want: number, young = false): Op<number> {
   const { frames, agent } = mm;
   const clusters = Math.ceil(frames.count / frames.clusterFrames);
+  const longest = Math.min(MAX_RUN_CLUSTERS, Math.max(1, clusters >>> 3)) * frames.clusterFrames;
   let freed = 0;
   let refused: unknown;
   for (let scanned = 0; freed < want && scanned < clusters * ROUNDS;) {
     const cluster = (Atomics.add(agent.words, frames.header + MEM_CLOCK_HAND, 1) >>> 0) % clusters;
     scanned++;
     try {
-      const run = { pfn: cluster * frames.clusterFrames, pages: 0 };
-      for (let pfn = run.pfn; pfn < Math.min(frames.count, (cluster + 1) * frames.clusterFrames);) {
-        const pages = lockRun(mm, pfn, clusters);
-        if (pages === 0) {
-          pfn++;
-          continue;
-        }
-        const beyond = Math.floor((pfn + pages - 1) / frames.clusterFrames) - cluster;
-        if (beyond > 0) {
-          // The run went on into the next clusters: the hand follows.
-          Atomics.add(agent.words, frames.header + MEM_CLOCK_HAND, beyond);
-          scanned += beyond;
-        }
-        freed += yield* reclaimRunOp(mm, pfn, pages, young);
-        pfn += pages;
+      const end = Math.min(frames.count, (cluster + 1) * frames.clusterFrames);
+      for (let pfn = cluster * frames.clusterFrames; pfn < end;) {
+        const run: number[] = [];
+        if (reclaimable(mm, pfn, 0)) lockRun(mm, pfn, frames.clusterFrames, run);
+        const first = pfn++;
+        if (run.length === 0) continue;
+        // What was looked at once is not looked at again: it has just lost its accessed bits.
+        while (run[pfn - first] === pfn) pfn++;
+        const most = Math.min(longest, Math.max(frames.clusterFrames, want - freed));
+        freed += yield* reclaimRunOp(mm, run, most, young);
       }
     } catch (error) {
       if (!isMmError(error, "EAGAIN") && !isMmError(error, "EDEADLK")) throw error;
@@ -136,60 +133,110 @@ function reclaimable(mm: Mm, pfn: number, extra: number): boolean {
   return frames.refcount(pfn) === 1 + extra + frames.mapcount(pfn);
 }
 
-/** Locks the longest run of reclaimable pages from `first` on, that is one in memory and in its file; returns its length. */
-function lockRun(mm: Mm, first: number, clusters: number): number {
-  const { frames } = mm;
-  const limit = Math.min(MAX_RUN_CLUSTERS, Math.max(1, clusters >>> 3)) * frames.clusterFrames;
-  let pages = 0;
-  for (let pfn = first; pages < limit && pfn < frames.count; pfn++, pages++) {
-    if (!reclaimable(mm, pfn, 0) || (pages > 0 && !frames.adjacent(pfn - 1, pfn))) break;
-    // A reference, so that what we lock is not freed and given to another, who has a lock of his own on it.
-    if (!frames.tryGet(pfn)) break;
-    if (!frames.tryLockFolio(pfn)) {
-      frames.put(pfn);
-      break;
-    }
-    const fits =
-      reclaimable(mm, pfn, 1) &&
-      fileAt(mm, frames.mapping(pfn) as File).kind !== BACKING_MEMORY &&
-      (pages === 0 ||
-        (frames.mapping(pfn) === frames.mapping(first) && frames.index(pfn) === frames.index(first) + pages));
-    if (!fits) frames.unlockFolio(pfn);
-    frames.put(pfn); // the file's own reference goes under the lock only
-    if (!fits) break;
+/**
+ * Locks a page and the reclaimable ones that follow it in its file, wherever they lie in memory, `most` at most, and adds
+ * their frames to `run`.
+ */
+function lockRun(mm: Mm, first: number, most: number, run: number[]): void {
+  const file = mm.frames.mapping(first) as File;
+  const index = mm.frames.index(first);
+  for (let k = 0, pfn = first; tryLockPage(mm, pfn, file, index + k);) {
+    run.push(pfn);
+    if (++k === most) break;
+    pfn = fileAt(mm, file).frameOf(index + k);
   }
-  return pages;
 }
 
-/** Ages, unmaps, writes and frees a locked run, a young one only on demand; unlocks it. Returns the frames freed. */
-function* reclaimRunOp(mm: Mm, pfn: number, pages: number, evenYoung: boolean): Op<number> {
+/** Locks a frame if it is this page of this file, and reclaimable. */
+function tryLockPage(mm: Mm, pfn: number, file: File, index: number): boolean {
   const { frames } = mm;
-  const file = fileAt(mm, frames.mapping(pfn) as File);
-  const index = frames.index(pfn);
-  let locked = pages;
+  if (pfn === 0 || !reclaimable(mm, pfn, 0)) return false;
+  // A reference, so that what we lock is not freed and given to another, who has a lock of his own on it.
+  if (!frames.tryGet(pfn)) return false;
+  let fits = frames.tryLockFolio(pfn);
+  if (fits) {
+    fits =
+      reclaimable(mm, pfn, 1) &&
+      frames.mapping(pfn) === file &&
+      frames.index(pfn) === index &&
+      fileAt(mm, file).kind !== BACKING_MEMORY;
+    if (!fits) frames.unlockFolio(pfn);
+  }
+  frames.put(pfn); // the file's own reference goes under the lock only
+  return fits;
+}
+
+/**
+ * Ages a locked run (the frames of pages that follow each other in a file), adds to it what follows and is old too, up
+ * to `most` pages; unmaps, writes and frees it. A young one only on demand. Unlocks it. Returns the frames freed.
+ */
+function* reclaimRunOp(mm: Mm, run: number[], most: number, evenYoung: boolean): Op<number> {
+  const { frames } = mm;
+  const file = fileAt(mm, frames.mapping(run[0]!) as File);
+  const index = frames.index(run[0]!);
   let freed = 0;
   try {
-    let referenced = 0;
-    let mapped = 0;
-    for (let k = 0; k < pages; k++) {
-      referenced |= frames.clearFlags(pfn + k, PG_REFERENCED) & PG_REFERENCED;
-      mapped |= frames.mapcount(pfn + k);
-    }
-    const young = mapped !== 0 && agePages(file, index, pages);
-    if ((young || referenced !== 0) && !evenYoung) return 0;
-    if (mapped !== 0) yield* unmapPagesOp(file, index, pages);
-    const members = new Map<number, number>();
-    for (let k = 0; k < pages; k++) members.set(index + k, pfn + k);
-    yield* writeLockedOp(file, members);
-    while (locked > 0) {
-      locked--;
-      if (evict(file, index + locked, pfn + locked)) freed++;
-    }
+    if (age(file, index, run, 0) && !evenYoung) return 0;
+    extend(file, index, run, most);
+    if (isMapped(mm, run)) yield* unmapPagesOp(file, index, run.length);
+    const pieces = new Pieces();
+    for (let k = 0; k < run.length; k++) pieces.add(file, index + k, run[k]!);
+    yield* writeLockedOp(file, pieces);
+    while (run.length > 0) if (evict(file, index + run.length - 1, run.pop()!)) freed++;
     mm.count(CT_EVICTIONS, freed);
     return freed;
   } finally {
-    while (locked > 0) frames.unlockFolio(pfn + --locked);
+    for (const pfn of run) frames.unlockFolio(pfn);
   }
+}
+
+const isMapped = (mm: Mm, run: readonly number[]): boolean =>
+  run.some((pfn) => mm.frames.mapcount(pfn) !== 0);
+
+/** Tests and clears the accessed state of a run from its `from`-th page on; true if any was young. */
+function age(file: FileCore, index: number, run: readonly number[], from: number): boolean {
+  const { frames } = file.mm;
+  let referenced = 0;
+  let mapped = 0;
+  for (let k = from; k < run.length; k++) {
+    referenced |= frames.clearFlags(run[k]!, PG_REFERENCED) & PG_REFERENCED;
+    mapped |= frames.mapcount(run[k]!);
+  }
+  return (mapped !== 0 && agePages(file, index + from, run.length - from)) || referenced !== 0;
+}
+
+/**
+ * Locks what follows a run in its file, a cluster at a time, as long as it is old: one long run is one invalidation.
+ * Young pages are left as they are: their turn to be aged comes when the hand is there.
+ */
+function extend(file: FileCore, index: number, run: number[], most: number): void {
+  const { mm } = file;
+  const { frames } = mm;
+  const before = run.length;
+  while (run.length < most) {
+    const from = run.length;
+    const next = file.frameOf(index + from);
+    if (next === 0) break;
+    lockRun(mm, next, Math.min(frames.clusterFrames, most - from), run);
+    const fits =
+      run.length > from &&
+      frames.mapping(run[from]!) === file.slot &&
+      frames.index(run[from]!) === index + from;
+    if (!fits || looksYoung(file, index, run, from)) {
+      while (run.length > from) frames.unlockFolio(run.pop()!);
+      break;
+    }
+  }
+  // For good, and with the secondary MMUs.
+  if (run.length > before && age(file, index, run, before))
+    while (run.length > before) frames.unlockFolio(run.pop()!);
+}
+
+/** True if a page of the run from its `from`-th on has been used lately, as far as this is known without asking others. */
+function looksYoung(file: FileCore, index: number, run: readonly number[], from: number): boolean {
+  const { frames } = file.mm;
+  for (let k = from; k < run.length; k++) if ((frames.flags(run[k]!) & PG_REFERENCED) !== 0) return true;
+  return accessedPages(file, index + from, run.length - from);
 }
 
 /** Frees a locked page if nobody else refers to it and it is clean; unlocks it in any case. */

@@ -6,6 +6,7 @@
  */
 import { beginRange, endOpenRange, makeRange, MmuNotifierEvent, tellStartOp } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
+import { WORD_BYTES } from "../units.ts";
 import { CT_EVENTS } from "./layout.ts";
 import { unuseSpace } from "./lifetime.ts";
 import { type FileCore, type FileMapping, mappingsOf } from "./pageCache.ts";
@@ -110,4 +111,19 @@ export function agePages(file: FileCore, index: number, pages: number): boolean 
   }
   releaseMappings(file, mappings);
   return young;
+}
+
+/** True if a page-table entry that maps one of these pages says that it was accessed, or may say so. Clears nothing. */
+export function accessedPages(file: FileCore, index: number, pages: number): boolean {
+  const { mm } = file;
+  const w = mm.agent.words;
+  const mappings = mappingsOf(file, index, pages);
+  let bits = 0;
+  for (const { space, vpn, pages: mapped } of mappings) {
+    radixStretches(w, mm.spaceAt(space).pgd, vpn, vpn + mapped, (first, _vpn, count) => {
+      bits |= mm.frames.kernels.orRange(first * WORD_BYTES, count);
+    });
+  }
+  releaseMappings(file, mappings);
+  return (bits & PTE_ACCESSED) !== 0;
 }

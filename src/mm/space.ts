@@ -43,7 +43,7 @@ import type { Mm } from "./mm.ts";
 import { fileAt } from "./pageCache.ts";
 import { syncFileOp } from "./writeback.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_EXCLUSIVE, PTE_SOFT_DIRTY } from "./pte.ts";
-import { createRadix, destroyRadix, radixFind } from "./radix.ts";
+import { createRadix, destroyRadix, radixFind, radixStretches } from "./radix.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 
 /** The tree changes for a microsecond at a time: after so many rounds its writer may be dead. */
@@ -403,7 +403,20 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
 
   /** One byte a page, 1 where a page is present for this space. Never waits. Errors: EINVAL, ENOMEM. */
   mincore(address: number, length: number): Uint8Array {
-    return Uint8Array.from(this.pagemap(address, length), (entry) => (entry.present ? 1 : 0));
+    const { start, end } = checkRange(this, "mincore", address, length);
+    const present = new Uint8Array((end - start) / this.mm.pageSize);
+    useSpace(this, "mincore");
+    try {
+      const { words } = this.agent;
+      const first = start / this.mm.pageSize;
+      radixStretches(words, this.pgd, first, end / this.mm.pageSize, (entry, vpn, count) => {
+        for (let k = 0; k < count; k++)
+          if (isValid(Atomics.load(words, entry + k))) present[vpn - first + k] = 1;
+      });
+      return present;
+    } finally {
+      unuseSpace(this);
+    }
   }
 
   /** The state of every page of the range. Never waits. Errors: EINVAL, ENOMEM. Linux: /proc/PID/pagemap. */

@@ -2,21 +2,24 @@
  * Views: frame references that an agent holds until its turn ends or it polls. Linux: the pins of get_user_pages().
  *
  * The log lies in the arena, written by its agent only, so that what a dead agent held can be given back. An entry is
- * the frame number shifted left; bit 0 says writable: such a view writes through no translation, so nobody can stop it,
- * and the frame counts as dirty again when it is dropped.
+ * a run of frames: the number of the first shifted left, and how many. Bit 0 says writable: such a view writes through no
+ * translation, so nobody can stop it, and the frames count as dirty again when it is dropped.
  */
 import { HEAP_PAGE_WORDS, PG_ANON, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { MM_VIEWS } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 
 const BLOCK_NEXT = 0;
+/** Entries in use. */
 const BLOCK_COUNT = 1;
 const BLOCK_ENTRIES = 2;
-const BLOCK_LIMIT: number = HEAP_PAGE_WORDS - BLOCK_ENTRIES;
+const RUN_FIRST = 0;
+const RUN_PAGES = 1;
+const RUN_WORDS = 2;
+const BLOCK_LIMIT: number = (HEAP_PAGE_WORDS - BLOCK_ENTRIES) / RUN_WORDS;
 
 const entryOf = (pfn: number, writable: boolean): number => (pfn << 1) | (writable ? 1 : 0);
-/** A reference that has been given back while newer ones were held; also one to the zero page, which needs none. */
-const BLANK = 0;
+const runAt = (block: number, k: number): number => block + BLOCK_ENTRIES + k * RUN_WORDS;
 
 export class Views {
   /** Counts dropAll(): references taken before are gone. */
@@ -29,8 +32,11 @@ export class Views {
     this.#head = mm.header + MM_VIEWS + slot;
   }
 
-  /** Takes a reference to a frame. Preconditions: the caller has a translation, and no safepoint since. */
-  add(pfn: number, writable: boolean): void {
+  /**
+   * Takes a reference to each of `pages` frames that lie together, the zero page excepted, which needs none.
+   * Preconditions: the caller has translations, and no safepoint since.
+   */
+  add(first: number, pages: number, writable: boolean): void {
     const { agent, frames } = this.#mm;
     const w = agent.words;
     let block = Atomics.load(w, this.#head);
@@ -42,47 +48,56 @@ export class Views {
       block = fresh;
       count = 0;
     }
-    if (pfn !== ZERO_PFN) frames.get(pfn);
-    Atomics.store(w, block + BLOCK_ENTRIES + count, entryOf(pfn, writable));
+    for (let k = 0; k < pages; k++) if (first + k !== ZERO_PFN) frames.get(first + k);
+    Atomics.store(w, runAt(block, count) + RUN_FIRST, entryOf(first, writable));
+    Atomics.store(w, runAt(block, count) + RUN_PAGES, pages);
     Atomics.store(w, block + BLOCK_COUNT, count + 1);
   }
 
-  /** Gives one reference to each of `pages` frames back, the newest of each. Preconditions: no dropAll() since add(). */
-  drop(first: number, pages: number, writable: boolean): void {
-    for (let pfn = first + pages - 1; pfn >= first; pfn--) {
-      this.#forget(entryOf(pfn, writable));
-      this.#put(entryOf(pfn, writable));
-      this.#trim();
-    }
+  /** Adds `pages` frames to the newest run, to which the caller has taken references. Preconditions: add() just before. */
+  extend(pages: number): void {
+    const w = this.#mm.agent.words;
+    const block = Atomics.load(w, this.#head);
+    Atomics.add(w, runAt(block, Atomics.load(w, block + BLOCK_COUNT) - 1) + RUN_PAGES, pages);
   }
 
-  /** Blanks the newest entry with this value. */
-  #forget(entry: number): void {
+  /** Gives a run back, the newest of its kind. Preconditions: taken as such, and no dropAll() since. */
+  drop(first: number, pages: number, writable: boolean): void {
     const w = this.#mm.agent.words;
+    const entry = entryOf(first, writable);
     for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
       for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) {
-        if (Atomics.load(w, block + BLOCK_ENTRIES + k) !== entry) continue;
-        // Uncounted first: after a death in between a reference leaks, which is better than one given back twice.
-        Atomics.store(w, block + BLOCK_ENTRIES + k, BLANK);
+        const run = runAt(block, k);
+        if (Atomics.load(w, run + RUN_FIRST) !== entry || Atomics.load(w, run + RUN_PAGES) !== pages)
+          continue;
+        this.#give(run);
+        this.#trim();
         return;
       }
     }
   }
 
-  #put(entry: number): void {
-    const { frames } = this.#mm;
-    const pfn = entry >>> 1;
-    if (pfn === ZERO_PFN) return;
-    if ((entry & 1) !== 0 && (frames.flags(pfn) & PG_ANON) === 0) frames.setFlags(pfn, PG_DIRTY);
-    frames.put(pfn);
+  #give(run: number): void {
+    const { agent, frames } = this.#mm;
+    const entry = Atomics.load(agent.words, run + RUN_FIRST);
+    // Uncounted first: after a death in between references leak, which is better than one given back twice.
+    const pages = Atomics.exchange(agent.words, run + RUN_PAGES, 0);
+    const first = entry >>> 1;
+    if ((entry & 1) !== 0) {
+      for (let pfn = first; pfn < first + pages; pfn++) {
+        if ((frames.flags(pfn) & PG_ANON) === 0) frames.setFlags(pfn, PG_DIRTY);
+      }
+    }
+    if (first === ZERO_PFN) frames.putRun(first + 1, pages - 1);
+    else frames.putRun(first, pages);
   }
 
-  /** Takes blank entries off the end. */
+  /** Takes runs that have been given back off the end. */
   #trim(): void {
     const w = this.#mm.agent.words;
     for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, this.#head)) {
       let count = Atomics.load(w, block + BLOCK_COUNT);
-      while (count > 0 && Atomics.load(w, block + BLOCK_ENTRIES + count - 1) === BLANK) count--;
+      while (count > 0 && Atomics.load(w, runAt(block, count - 1) + RUN_PAGES) === 0) count--;
       Atomics.store(w, block + BLOCK_COUNT, count);
       if (count > 0) return;
       Atomics.store(w, this.#head, Atomics.load(w, block + BLOCK_NEXT));
@@ -95,11 +110,7 @@ export class Views {
     const w = this.#mm.agent.words;
     this.epoch++;
     for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, this.#head)) {
-      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) {
-        const entry = Atomics.load(w, block + BLOCK_ENTRIES + k);
-        Atomics.store(w, block + BLOCK_COUNT, k);
-        this.#put(entry);
-      }
+      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) this.#give(runAt(block, k));
       this.#trim();
     }
   }
@@ -111,8 +122,9 @@ export class Views {
     for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
       const count = Atomics.load(w, block + BLOCK_COUNT);
       for (let k = 0; k < count; k++) {
-        const pfn = Atomics.load(w, block + BLOCK_ENTRIES + k) >>> 1;
-        if (pfn !== ZERO_PFN) frames.push(pfn);
+        const first = Atomics.load(w, runAt(block, k) + RUN_FIRST) >>> 1;
+        const end = first + Atomics.load(w, runAt(block, k) + RUN_PAGES);
+        for (let pfn = first; pfn < end; pfn++) if (pfn !== ZERO_PFN) frames.push(pfn);
       }
     }
     return frames;

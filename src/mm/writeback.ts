@@ -9,7 +9,7 @@ import { type Op } from "../sched/index.ts";
 import { BACKING_MEMORY, FL_ERROR } from "./layout.ts";
 import { radixStretches } from "./radix.ts";
 import { cleanPagesOp } from "./rmap.ts";
-import { flushOp, textOf, writeLockedOp } from "./fileIo.ts";
+import { flushOp, Pieces, textOf, writeLockedOp } from "./fileIo.ts";
 import { type FileCore, tryGetPage } from "./pageCache.ts";
 
 /**
@@ -50,7 +50,7 @@ export function* syncFileOp(file: FileCore, first: number, end: number): Op<void
 /** Cleans and writes a run of pages. */
 function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
   const { frames } = file.mm;
-  const locked = new Map<number, number>();
+  const locked = new Pieces();
   const mapped: number[] = [];
   let reached = 0;
   try {
@@ -59,7 +59,7 @@ function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
       if (pfn === 0) continue;
       try {
         // Only the first is waited for: two agents that each hold half of a run would wait for each other.
-        if (locked.size === 0) yield* frames.lockFolioOp(pfn);
+        if (locked.list.length === 0) yield* frames.lockFolioOp(pfn);
         else if (!frames.tryLockFolio(pfn)) {
           frames.put(pfn);
           break;
@@ -68,10 +68,12 @@ function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
         frames.put(pfn);
         throw error;
       }
-      locked.set(index + reached, pfn);
+      locked.add(file, index + reached, pfn);
     }
     // As in Linux, nobody hears of a page that is not mapped. It stays so: new mappings need its lock.
-    for (const [at, pfn] of locked) if (frames.mapcount(pfn) !== 0) mapped.push(at);
+    locked.forEach((at, pfn) => {
+      if (frames.mapcount(pfn) !== 0) mapped.push(at);
+    });
     for (let k = 0; k < mapped.length;) {
       let n = 1;
       while (mapped[k + n] === mapped[k]! + n) n++;
@@ -80,10 +82,10 @@ function* syncRunOp(file: FileCore, index: number, pages: number): Op<void> {
     }
     yield* writeLockedOp(file, locked);
   } finally {
-    for (const pfn of locked.values()) {
+    locked.forEach((_index, pfn) => {
       frames.unlockFolio(pfn);
       frames.put(pfn);
-    }
+    });
   }
   if (reached < pages) yield* syncRunOp(file, index + reached, pages - reached);
 }

@@ -1,17 +1,10 @@
 /** The kernels as kernels.wat exports them; what the memory row makes of them has its own test. */
 import { beforeEach, describe, expect, test } from "vitest";
 import { KERNELS_WASM } from "../../../src/memory/kernelsWasm.ts";
+import { type Kernels, plainKernels } from "../../../src/memory/segments.ts";
 
 const PAGE = 65536;
 const WORD = 4;
-
-interface Kernels {
-  fill: (dst: number, byte: number, len: number) => void;
-  copy: (dst: number, src: number, len: number) => void;
-  protectRange: (ptr: number, count: number, andMask: number, orMask: number) => number;
-  orRange: (ptr: number, count: number) => number;
-  maskedCount: (ptr: number, count: number, mask: number, value: number) => number;
-}
 
 const memory = new WebAssembly.Memory({ initial: 2, maximum: 2, shared: true });
 const kernels = new WebAssembly.Instance(
@@ -86,18 +79,75 @@ describe("word kernels", () => {
     expect(around([-1, 1], (ptr, count) => kernels.protectRange(ptr, count, ~1, 0))).toEqual([-1, -2, 0, -1]);
   });
 
-  test("orRange and maskedCount", () => {
+  test("orRange", () => {
     words.set([0b001, 0b011, 0b100, 0b101], 16);
     expect(kernels.orRange(16 * WORD, 4)).toBe(0b111);
     expect(kernels.orRange(17 * WORD, 1)).toBe(0b011);
-    expect(kernels.maskedCount(16 * WORD, 4, 0b001, 0b001)).toBe(3);
-    expect(kernels.maskedCount(16 * WORD, 4, 0b101, 0b100)).toBe(1);
-    expect(kernels.maskedCount(16 * WORD, 4, 0, 0)).toBe(4);
   });
 
   test("a count of zero touches nothing, not even the address", () => {
     expect(kernels.protectRange(0xffff_fffc, 0, 0, -1)).toBe(0);
     expect(kernels.orRange(0xffff_fffc, 0)).toBe(0);
-    expect(kernels.maskedCount(0xffff_fffc, 0, 0, 0)).toBe(0);
+  });
+});
+
+describe.each([
+  ["WebAssembly", kernels],
+  ["plain JavaScript", plainKernels(memory)],
+])("references, in %s", (_name, { getRange, putRange }) => {
+  // Entries: frame number from bit 8, rights in bits 0 and 1, "accessed" in bit 3. Counters: every third word.
+  const ENTRIES = 16;
+  const COUNTERS = 64;
+  const STRIDE = 3 * WORD;
+  const get = (count: number, pfn: number): number =>
+    getRange(ENTRIES * WORD, count, -0x100 | 3, (pfn << 8) | 3, 0x100, 8, COUNTERS * WORD, STRIDE);
+  const counters = (n: number): number[] => Array.from({ length: n }, (_, k) => words[COUNTERS + 3 * k]!);
+  const setCounters = (values: readonly number[]): void => {
+    for (const [k, value] of values.entries()) words[COUNTERS + 3 * k] = value;
+  };
+
+  test("getRange takes a reference to each frame that follows, and marks its entry", () => {
+    words.set([0x703, 0x80b, 0x907, 0xa03], ENTRIES);
+    setCounters([1, 2, 3, 4]);
+    expect(get(3, 7)).toBe(3);
+    expect(counters(4)).toEqual([2, 3, 4, 4]);
+    expect([...words.subarray(ENTRIES, ENTRIES + 4)]).toEqual([0x70b, 0x80b, 0x90f, 0xa03]);
+  });
+
+  test.each([
+    ["another frame", 0xb03],
+    ["no rights", 0x801],
+    ["nothing", 0],
+  ])("getRange stops at an entry with %s", (_what, entry) => {
+    words.set([0x703, entry, 0x903], ENTRIES);
+    setCounters([1, 1, 1]);
+    expect(get(3, 7)).toBe(1);
+    expect(counters(3)).toEqual([2, 1, 1]);
+    expect(words[ENTRIES + 1]).toBe(entry);
+  });
+
+  test("getRange stops at a frame that is free", () => {
+    words.set([0x703, 0x803], ENTRIES);
+    setCounters([1, 0]);
+    expect(get(2, 7)).toBe(1);
+    expect(counters(2)).toEqual([2, 0]);
+  });
+
+  test("frame numbers use every bit above the rights", () => {
+    words[ENTRIES] = (0xabcdef << 8) | 3;
+    words[ENTRIES + 1] = (0xabcdf0 << 8) | 3;
+    setCounters([1, 1]);
+    expect(get(2, 0xabcdef)).toBe(2);
+  });
+
+  test("putRange says where a counter ran out", () => {
+    setCounters([2, 3, 1, 5]);
+    const put = (first: number, count: number): number =>
+      putRange((COUNTERS + 3 * first) * WORD, count, STRIDE);
+    expect(put(0, 4)).toBe(~3);
+    expect(put(3, 1)).toBe(1);
+    expect(counters(4)).toEqual([1, 2, 0, 4]);
+    expect(put(0, 1)).toBe(~1);
+    expect(put(0, 0)).toBe(0);
   });
 });

@@ -331,6 +331,24 @@ describe("read and write", () => {
   });
 });
 
+describe("where frames are few", () => {
+  test("a value that straddles two pages needs both at once: ENOMEM, nothing lost, and right as soon as there is room", async () => {
+    const { memory, space } = await makeRig(32);
+    const bytes = pattern(at(2));
+    const file = memory.sync.openFile(arrayBacking(bytes));
+    const a = space.sync.mmap(anonymous(2, { prot: "r", file }));
+    const filler = space.sync.mmap(anonymous(30));
+    for (let k = 0; k < 30; k++) space.setUint8(filler + at(k), k + 1);
+    // One frame is left, and would go from the one page to the other for ever.
+    expect(memory.stats().frames.free).toBe(1);
+    expect(thrown(() => space.getUint32(a + PAGE - 2))).toMatchObject({ code: "ENOMEM" });
+    for (let k = 0; k < 30; k++) expect(space.getUint8(filler + at(k))).toBe(k + 1);
+    space.sync.munmap(filler, PAGE);
+    const expected = new DataView(bytes.buffer).getUint32(PAGE - 2, true);
+    expect(space.getUint32(a + PAGE - 2)).toBe(expected);
+  });
+});
+
 describe("spans and views", () => {
   test("frames that lie together come as one span; the spans cover the range exactly", async () => {
     const { memory, space } = await makeRig(64);

@@ -110,6 +110,47 @@ describe("reclaim", () => {
     verify(memory);
   });
 
+  test("what follows in the file goes in the same invalidation, wherever it lies in memory", async () => {
+    const { memory, raw } = await makeRig(512);
+    const file = memory.sync.openFile(arrayBacking(pattern(at(64))));
+    const a = raw.sync.mmap(anonymous(64, { prot: "r", file }));
+    for (const k of [16, 48, 0, 32]) raw.getUint8(a + at(k));
+    const order = [0, 16, 32, 48].map((k) => file.core.frameOf(k));
+    expect(order).not.toEqual(order.toSorted((x, y) => x - y));
+    const starts: [number, number][] = [];
+    await raw.notifiers.register(
+      new MmuNotifier({
+        invalidateRangeStart: (_, { start, end }) => {
+          starts.push([start - a, end - a]);
+          return true;
+        },
+      }),
+    );
+    await turn();
+    expect(memory.sync.reclaim(at(64))).toBe(at(64));
+    // The hand comes to the second cluster first.
+    expect(starts).toEqual([
+      [at(16), at(64)],
+      [0, at(16)],
+    ]);
+    verify(memory);
+  });
+
+  test("a neighbour that was used ends the run, and stays as young as it was", async () => {
+    const { memory, raw } = await makeRig(512);
+    const file = memory.sync.openFile(arrayBacking(pattern(at(64))));
+    const a = raw.sync.mmap(anonymous(64, { prot: "r", file }));
+    for (const k of [0, 16, 32, 48]) raw.getUint8(a + at(k));
+    await turn();
+    expect(memory.sync.reclaim(PAGE)).toBe(at(16)); // ages all
+    raw.getUint8(a + at(48));
+    await turn();
+    expect(memory.sync.reclaim(at(32))).toBe(at(32));
+    expect([0, 16, 32, 48].map((k) => raw.mincore(a + at(k), PAGE)[0])).toEqual([0, 0, 0, 1]);
+    expect(raw.pagemap(a + at(48), PAGE)[0]!.young).toBe(true);
+    verify(memory);
+  });
+
   test("file.read counts as use", async () => {
     const { memory } = await makeRig(96);
     const file = memory.sync.openFile(arrayBacking(pattern(at(48))));
