@@ -15,7 +15,7 @@ const testBuild = join(root, ".test-build");
 
 const publishedEntries = {
   index: "src/index.ts",
-  notifier: "src/notifier/index.ts",
+  notifier: "src/notifierEntry.ts",
   node: "src/node.ts",
   sync: "src/syncEntry.ts",
   cli: "src/cli/main.ts",

@@ -24,7 +24,7 @@ import {
   endRange,
   makeRange,
   MmuNotifierEvent,
-  tellStartOp,
+  openRange,
 } from "../notifier/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { LockRank, lockReadOp, tryLockRead, unlockRead } from "../sync/index.ts";
@@ -439,7 +439,8 @@ function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
   );
   let used = false;
   try {
-    if (!beginRange(c, range.start, range.end)) yield* tellStartOp(c, range, false);
+    const rest = openRange(c, range, false);
+    if (rest) yield* rest;
     mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
     try {
       const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);

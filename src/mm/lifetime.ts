@@ -10,7 +10,6 @@
  * exit() lets it finish before it goes on.
  */
 import { MmError } from "../errors.ts";
-import { destroySubscriptions } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import {
@@ -86,7 +85,6 @@ function users(space: SpaceCore): number {
 /** Frees what is left of a space. Its subscriptions stay while somebody's notifier is among them. */
 function destroySpace(space: SpaceCore): void {
   const { agent, mm } = space;
-  const subs = space.notifiers.context;
   for (let slot = 0; slot < mm.maxAgents; slot++) {
     const table = Atomics.exchange(agent.words, spTlbAt(space.slot, mm.maxAgents, slot), 0);
     if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
@@ -94,9 +92,6 @@ function destroySpace(space: SpaceCore): void {
   space.detachTlb();
   if (mm.spaces.get(space.slot) === space) mm.spaces.delete(space.slot);
   destroyRadix(agent, mm.heap, space.pgd);
-  if (!space.notifiers.inUse) {
-    space.notifiers.forget();
-    destroySubscriptions(subs);
-  }
+  space.notifiers.disown();
   mm.free(space.slot, spaceWords(mm.maxAgents));
 }

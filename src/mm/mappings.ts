@@ -8,14 +8,7 @@
  * Lock order: mmapLock (write; read for madvise) > file lock > heap.
  */
 import { isMmError, MmError } from "../errors.ts";
-import {
-  beginRange,
-  endOpenRange,
-  makeRange,
-  MmuNotifierEvent,
-  type OpenRange,
-  tellStartOp,
-} from "../notifier/index.ts";
+import { endOpenRange, makeRange, MmuNotifierEvent, openRange, type OpenRange } from "../notifier/index.ts";
 import { type Op, start } from "../sched/index.ts";
 import { LockRank, lockReadOp, lockWriteOp, unlockRead, unlockWrite } from "../sync/index.ts";
 import { ADDRESS_END, addressOf } from "../units.ts";
@@ -143,7 +136,8 @@ function* openOp(
 ): Op<OpenRange> {
   const c = space.notifiers.context;
   const range = makeRange(c.space, start, end, event, space.agent.current?.mode !== "try");
-  if (!beginRange(c, range.start, range.end)) yield* tellStartOp(c, range, proceed);
+  const rest = openRange(c, range, proceed);
+  if (rest) yield* rest;
   space.mm.count(CT_EVENTS + event);
   return range;
 }

@@ -10,7 +10,14 @@ import {
   PG_ANON,
   PG_DIRTY,
 } from "../memory/index.ts";
-import { MmuNotifierEvent, type NotifierHost, type OwnerId, type SpaceId } from "../notifier/index.ts";
+import {
+  invalidateAllSecondaryTlbs,
+  invalidateOwnSecondaryTlbs,
+  MmuNotifierEvent,
+  type NotifierHost,
+  type OwnerId,
+  type SpaceId,
+} from "../notifier/index.ts";
 import {
   type Agent,
   attachAgent,
@@ -180,8 +187,15 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     this.try = tryFacet(agent, operations);
     const { mm } = this;
     agent.setFlushHandler((slot, from, to) => {
-      if (slot === 0) for (const space of mm.spaces.values()) space.flushOwn(0, 0);
-      else mm.spaces.get(slot as never)?.flushOwn(from, to);
+      if (slot === 0) {
+        for (const space of mm.spaces.values()) space.flushOwn(0, 0);
+        invalidateAllSecondaryTlbs(agent);
+        return;
+      }
+      const space = mm.spaces.get(slot as never);
+      if (!space) return;
+      space.flushOwn(from, to);
+      invalidateOwnSecondaryTlbs(space.notifiers.context, from * mm.pageSize, to * mm.pageSize);
     });
     agent.turnEnd.push(() => {
       for (const space of mm.activeSpaces) space.deactivate();

@@ -4,7 +4,7 @@
  * Preconditions of everything here: the folio locks of the pages are held, so that no new mapping of them appears.
  * Raises one range for each space and stretch, as one large folio does in Linux.
  */
-import { beginRange, endOpenRange, makeRange, MmuNotifierEvent, tellStartOp } from "../notifier/index.ts";
+import { endOpenRange, makeRange, MmuNotifierEvent, openRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { CT_EVENTS } from "./layout.ts";
@@ -12,7 +12,7 @@ import { unuseSpace } from "./lifetime.ts";
 import { type FileCore, type FileMapping, mappingsOf } from "./pageCache.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_WRITE } from "./pte.ts";
 import { radixStretches } from "./radix.ts";
-import { heldByRunning, markRange } from "./shootdown.ts";
+import { heldByRunning, markTlbs } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { changeRangeOp, dropTaken, takeRangeOp, type Wants } from "./zap.ts";
 
@@ -42,13 +42,14 @@ function* eachMappingOp(
       const space = mm.spaceAt(mapping.space);
       const c = space.notifiers.context;
       const range = makeRange(
-        space.notifiers.context.space,
+        c.space,
         mapping.vpn * mm.pageSize,
         (mapping.vpn + mapping.pages) * mm.pageSize,
         event,
         mm.agent.current?.mode !== "try",
       );
-      if (!beginRange(c, range.start, range.end)) yield* tellStartOp(c, range, true);
+      const rest = openRange(c, range, true);
+      if (rest) yield* rest;
       mm.count(CT_EVENTS + event);
       try {
         yield* body(space, mapping);
@@ -106,7 +107,7 @@ export function agePages(file: FileCore, index: number, pages: number): boolean 
     });
     if (!mapped) continue;
     if (heldByRunning(space, mapping.vpn, end)) young = true;
-    markRange(space, mapping.vpn, end);
+    markTlbs(space, mapping.vpn, end);
     if (space.notifiers.clearFlushYoung(mapping.vpn * mm.pageSize, end * mm.pageSize)) young = true;
   }
   releaseMappings(file, mappings);

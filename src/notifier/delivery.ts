@@ -5,248 +5,178 @@
  * other agent travel in one message; that agent walks them itself and answers. Ends are posted, not waited for: their
  * messages are reserved with the start, so that an end never fails.
  *
- * A callback that throws stops nobody: the others are called, the ends run, and the caller hears of the first error.
+ * A start is a walk over subscribers: a plain loop as long as callbacks of this agent answer at once, and an operation
+ * from the first wait on. What the walk has come to stands in a Walk, so that the operation goes on where the loop ended.
  *
  * Context of callbacks: the agent that registered, at one of its safepoints; the invalidator may hold mmapLock, a
  * folio lock and a fileLock, never a spinlock. The tree is frozen and the list is under SRCU meanwhile.
+ *
+ * Not here: what a callback may return (callbacks.ts), aging and secondary TLBs, which never wait (aging.ts,
+ * secondaryTlbs.ts).
  */
 import { MmError } from "../errors.ts";
 import {
   type Agent,
-  isOp,
-  isPromise,
   type Message,
   MSG_ARG0,
-  MSG_ARG1,
-  MSG_ARG2,
   MSG_ARG3,
-  MSG_END,
   MSG_FROM,
-  MSG_RESULT,
-  MSG_START,
   MSG_SUBJECT,
-  MSG_TEXT_LENGTH,
   type Op,
-  ownerAlive,
   ownerGone,
-  promiseOp,
-  slotOfOwner,
   start,
-  waitOp,
 } from "../sched/index.ts";
 import { srcuReadLock, srcuReadUnlock } from "../sync/index.ts";
-import type {
-  MaybeOp,
-  MmuNotifierEvent,
-  MmuNotifierOps,
-  MmuNotifierRange,
-  NotifierSpace,
-  OwnerId,
-} from "./events.ts";
+import { callAging } from "./aging.ts";
+import {
+  callbackThrew,
+  fail,
+  inCallback,
+  isAnswer,
+  noOutcome,
+  type Outcome,
+  outcomeError,
+  refuse,
+  settleCallbackOp,
+} from "./callbacks.ts";
+import type { DeliveryContext, LocalSubscribers, OpenRange } from "./context.ts";
+import type { MaybeOp, MmuNotifierRange } from "./events.ts";
 import type { IntervalNotifier } from "./intervalNotifier.ts";
 import {
-  ANSWER_ASKED,
-  ANSWER_NONE,
   ANSWER_OLD,
   ANSWER_YOUNG,
   type Interval,
+  IV_LOCAL,
   IV_OWNER,
   LIST_OPS,
+  LIST_UNLINKED,
   type ListNotifier,
   LN_ANSWER,
-  LN_ANSWER_END,
-  LN_ANSWER_START,
-  LN_BITS,
-  LN_BITS_LENGTH,
-  LN_BITS_START,
-  LN_GENERATION,
   LN_NEXT,
   LN_OP_CLEAR_FLUSH_YOUNG,
   LN_OP_CLEAR_YOUNG,
   LN_OP_END,
   LN_OP_RELEASE,
+  LN_OP_SECONDARY_TLBS,
   LN_OP_START,
   LN_OP_TEST_YOUNG,
   LN_OPS,
   LN_OWNER,
-  LN_PAGE_SHIFT,
+  LN_STATE,
   MESSAGE_INTERVALS,
   MESSAGE_LIST,
-  RANGE_BLOCKABLE,
-  RANGE_EVENT_MASK,
-  RESULT_DONE,
-  RESULT_PROMISED,
-  RESULT_REFUSED,
-  RESULT_THREW,
   SUBS_LIST,
   SUBS_SRCU,
   type Subs,
 } from "./layout.ts";
+import { askOp, fillRange, packOp, rangeOf, reserveOp, setResult } from "./messages.ts";
 import type { MmuNotifier } from "./mmuNotifier.ts";
-import {
-  beginRange,
-  currentSeq,
-  endRange,
-  firstInterval,
-  joinRange,
-  nextInterval,
-  type SubsContext,
-} from "./subscriptions.ts";
-
-/** What one agent knows of its own subscriptions, of all spaces. */
-export interface LocalSubscribers {
-  readonly intervals: Map<Interval, IntervalNotifier>;
-  readonly list: Map<ListNotifier, MmuNotifier>;
-  readonly spaces: Map<Subs, DeliveryContext>;
-}
-
-export interface DeliveryContext extends SubsContext {
-  readonly space: NotifierSpace;
-  readonly local: LocalSubscribers;
-}
-
-/** A range between its start and its end. */
-export interface OpenRange extends MmuNotifierRange {
-  readonly owner?: OwnerId;
-  /** Messages for the ends of other agents' list notifiers, each already addressed. */
-  reserved: { readonly owner: number; readonly message: Message }[] | undefined;
-  /** Whose invalidateRangeStart() opened it and has not had its end; undefined for the rows above. */
-  opener: object | undefined;
-}
-
-/** What came of calling subscribers. */
-interface Outcome {
-  refused: boolean;
-  /** The first failure: a callback threw, or returned a promise where nobody can wait for it. */
-  failed: false | "threw" | "promised";
-  error: unknown;
-}
-
-const noOutcome = (): Outcome => ({ refused: false, failed: false, error: undefined });
-
-const fail = (outcome: Outcome, error: unknown, how: "threw" | "promised" = "threw"): void => {
-  if (outcome.failed !== false) return;
-  outcome.failed = how;
-  outcome.error = error;
-};
-
-const outcomeError = (outcome: Outcome, operation: string, range: MmuNotifierRange): MmError =>
-  outcome.failed === "promised"
-    ? new MmError(
-        "EDEADLK",
-        operation,
-        "a callback in an agent that may block returned a promise; return a plain value or an Op",
-        { range },
-      )
-    : new MmError("ECALLBACK", operation, "a notifier callback threw; see cause", {
-        range,
-        cause: outcome.error,
-      });
-
-const refusedBlockable = (operation: string, range: MmuNotifierRange): MmError =>
-  new MmError("EINVAL", operation, "a callback refused a blockable range; it must succeed", { range });
-
-/** Runs user code with operations forbidden. */
-function inCallback<T>(agent: Agent, call: () => T): T {
-  agent.callbackDepth++;
-  try {
-    return call();
-  } finally {
-    agent.callbackDepth--;
-  }
-}
-
-/** Runs a coroutine callback: every step of it is inside the callback. */
-function* inCallbackOp<T>(agent: Agent, op: Op<T>): Op<T> {
-  let input: { error: unknown } | undefined;
-  for (;;) {
-    const r = inCallback(agent, () => (input ? op.throw(input.error) : op.next()));
-    if (r.done === true) return r.value;
-    input = undefined;
-    try {
-      yield r.value;
-    } catch (error) {
-      input = { error };
-    }
-  }
-}
-
-/** Settles what a callback returned, as far as the range and the agent allow waiting. */
-function* settleCallbackOp<T>(
-  agent: Agent,
-  range: MmuNotifierRange,
-  result: MaybeOp<T>,
-  outcome: Outcome,
-): Op<T | void> {
-  if (isPromise(result)) {
-    if (!range.blockable || agent.mayBlock) Promise.resolve(result).catch(() => {}); // nobody waits for it
-    if (!range.blockable) {
-      throw new MmError(
-        "EINVAL",
-        "callback",
-        "a callback returned a promise where the range is not blockable",
-        { range },
-      );
-    }
-    if (agent.mayBlock) {
-      fail(outcome, undefined, "promised");
-      return;
-    }
-    return yield* promiseOp(result, "a notifier callback");
-  }
-  if (isOp(result)) {
-    if (!range.blockable) {
-      throw new MmError("EINVAL", "callback", "a callback returned an Op where the range is not blockable", {
-        range,
-      });
-    }
-    return (yield* inCallbackOp(agent, result as Op<T>)) as T;
-  }
-  return result as T;
-}
+import { callSecondaryTlbs } from "./secondaryTlbs.ts";
+import { beginRange, currentSeq, endRange, firstInterval, joinRange, nextInterval } from "./subscriptions.ts";
 
 // ---- the start ---------------------------------------------------------------------------------------------------------
 
-/** The interval half of exit: every interval hears of Release, list notifiers have an op of their own for it. */
-export function* releaseIntervalsOp(c: DeliveryContext, range: MmuNotifierRange): Op<void> {
-  const outcome = noOutcome();
-  beginRange(c, range.start, range.end);
-  try {
-    const first = firstInterval(c, range.start, range.end);
-    if (first !== 0) yield* invalidateIntervalsOp(c, range, first, currentSeq(c), 0, outcome);
-  } finally {
-    endRange(c);
-  }
-  if (outcome.failed !== false) c.agent.report(outcomeError(outcome, "release", range));
+/** A start that is under way: which subscribers have been told. */
+interface Walk {
+  readonly c: DeliveryContext;
+  readonly range: OpenRange;
+  readonly curSeq: number;
+  /** Not 0: only the intervals that are consecutively this agent's, as its message asks. */
+  readonly onlyOwner: number;
+  readonly outcome: Outcome;
+  /** The next interval to be told; 0 once all have been. */
+  node: Interval;
+  /** The list notifier that is being told, 0 after the last. */
+  ln: ListNotifier;
+  /** The list has been reached: the notifiers there that have an end get it. */
+  listed: boolean;
+  /** Of the read section that covers the walk over the list; NO_SECTION before and after it. */
+  section: number;
+  /** What the walk waits for: the rest of the callback, or of the message, that comes next. */
+  pending: Op<void> | undefined;
+}
+
+const NO_SECTION = -1;
+
+function newWalk(
+  c: DeliveryContext,
+  range: OpenRange,
+  first: Interval,
+  curSeq: number,
+  onlyOwner: number,
+): Walk {
+  return {
+    c,
+    range,
+    curSeq,
+    onlyOwner,
+    outcome: noOutcome(),
+    node: first,
+    ln: 0 as ListNotifier,
+    listed: false,
+    section: NO_SECTION,
+    pending: undefined,
+  };
 }
 
 /**
- * Tells everybody whom a range concerns; when it returns no translation of the range is usable.
+ * Opens a range: tells everybody whom it concerns; then no translation of it is usable. Returns undefined where that
+ * needed no wait, else the rest of it, which the caller yields at once.
  * Errors, after which the range is closed and nothing may be changed: EAGAIN if a subscriber cannot answer without
  * waiting, ECALLBACK if one threw. With `proceed` a throw is only reported: exit, reclaim and truncation go on.
  * Every return is paired with endOpenRange(). Linux: mmu_notifier_invalidate_range_start(), ..._nonblock().
- *
- * Preconditions: beginRange() said false.
  */
-export function* tellStartOp(c: DeliveryContext, range: OpenRange, proceed: boolean): Op<void> {
-  const outcome = noOutcome();
-  let listed = false;
+export function openRange(c: DeliveryContext, range: OpenRange, proceed: boolean): Op<void> | undefined {
+  if (beginRange(c, range.start, range.end)) return undefined;
+  const walk = newWalk(c, range, firstInterval(c, range.start, range.end), currentSeq(c), 0);
+  let done: boolean;
   try {
-    const first = firstInterval(c, range.start, range.end);
-    if (first !== 0) yield* invalidateIntervalsOp(c, range, first, currentSeq(c), 0, outcome);
-    if (!outcome.refused) {
-      listed = true;
-      yield* startListOp(c, range, outcome);
-    }
+    done = advance(walk);
   } catch (error) {
-    // The wait itself failed: close the range and give up.
-    endRange(c);
-    if (listed) endList(c, range);
+    abandon(walk);
     throw error;
   }
+  if (!done) return finishOp(walk, proceed);
+  conclude(walk, proceed);
+  return undefined;
+}
+
+function* finishOp(walk: Walk, proceed: boolean): Op<void> {
+  try {
+    yield* advanceOp(walk, advance);
+  } catch (error) {
+    // The wait itself failed: close the range and give up.
+    abandon(walk);
+    throw error;
+  }
+  conclude(walk, proceed);
+}
+
+/** Goes on until nobody is left to be told (true), or until the walk has to wait for somebody (false). */
+const advance = (walk: Walk): boolean =>
+  advanceIntervals(walk) && (walk.outcome.refused || advanceList(walk));
+
+/** The rest of a walk, from what it waits for on. */
+function* advanceOp(walk: Walk, goOn: (walk: Walk) => boolean): Op<void> {
+  do {
+    const { pending } = walk;
+    walk.pending = undefined;
+    if (pending) yield* pending;
+  } while (!goOn(walk));
+}
+
+/** Closes a range that somebody could not be told of: ends go to those that may have been. */
+function abandon(walk: Walk): void {
+  if (walk.listed) endWithList(walk.c, walk.range);
+  else endRange(walk.c);
+  leaveSection(walk);
+}
+
+/** Everybody has been told: is the range open? */
+function conclude(walk: Walk, proceed: boolean): void {
+  const { c, range, outcome } = walk;
   if (outcome.refused) {
-    endRange(c);
-    if (listed) endList(c, range);
+    abandon(walk);
     throw new MmError("EAGAIN", "invalidateRangeStart", "a notifier cannot answer without waiting", {
       range,
     });
@@ -261,61 +191,88 @@ export function* tellStartOp(c: DeliveryContext, range: OpenRange, proceed: bool
   throw error;
 }
 
-/** Ends what startRangeOp() opened. Never waits. Linux: mmu_notifier_invalidate_range_end(). */
+/** Ends what openRange() opened. Never waits. Linux: mmu_notifier_invalidate_range_end(). */
 export function endOpenRange(c: DeliveryContext, range: OpenRange): void {
-  // The interval side first: it wakes readers; then the list.
-  endRange(c);
-  if (Atomics.load(c.agent.words, c.subs + SUBS_LIST) !== 0 || range.reserved) endList(c, range);
+  // The list does not grow while a range is open.
+  if (Atomics.load(c.agent.words, c.subs + SUBS_LIST) !== 0 || range.reserved) endWithList(c, range);
+  else endRange(c);
 }
 
-/** Walks the intervals of a range from `first`; with `onlyOwner`, as far as they are consecutively its own. */
-function* invalidateIntervalsOp(
-  c: DeliveryContext,
-  range: MmuNotifierRange,
-  first: Interval,
-  curSeq: number,
-  onlyOwner: number,
-  outcome: Outcome,
-): Op<void> {
+/** The interval half of exit: every interval hears of Release, list notifiers have an op of their own for it. */
+export function* releaseIntervalsOp(c: DeliveryContext, range: OpenRange): Op<void> {
+  beginRange(c, range.start, range.end);
+  const walk = newWalk(c, range, firstInterval(c, range.start, range.end), currentSeq(c), 0);
+  try {
+    yield* advanceOp(walk, advanceIntervals);
+  } finally {
+    endRange(c);
+  }
+  if (walk.outcome.failed !== false) c.agent.report(outcomeError(walk.outcome, "release", range));
+}
+
+/** The intervals of a walk; see advance(). */
+function advanceIntervals(walk: Walk): boolean {
+  const { c, range, outcome } = walk;
   const { agent } = c;
   const w = agent.words;
-  for (let node = first; node !== 0;) {
+  while (walk.node !== 0 && !outcome.refused) {
+    const { node } = walk;
     const owner = Atomics.load(w, node + IV_OWNER);
-    if (onlyOwner !== 0 && owner !== onlyOwner) return;
-    if (owner === agent.ownerId) {
-      const interval = c.local.intervals.get(node);
-      if (interval) yield* invalidateOwnOp(c, interval, range, curSeq, outcome);
-      if (outcome.refused) return;
-      node = nextInterval(c, node, range.start, range.end);
-      continue;
-    }
-    if (!ownerGone(w, owner)) {
-      if (!range.blockable) {
-        outcome.refused = true;
-        return;
+    if (walk.onlyOwner !== 0 && owner !== walk.onlyOwner) {
+      walk.node = 0 as Interval;
+    } else if (owner === agent.ownerId) {
+      // The tree is frozen: what comes next is that before the callback as well as after it.
+      walk.node = nextInterval(c, node, range.start, range.end);
+      const interval = c.local.intervals.get(Atomics.load(w, node + IV_LOCAL));
+      if (interval && !tellInterval(walk, interval)) return false;
+    } else {
+      let next = node;
+      do next = nextInterval(c, next, range.start, range.end);
+      while (next !== 0 && Atomics.load(w, next + IV_OWNER) === owner);
+      walk.node = next;
+      if (ownerGone(w, owner)) continue;
+      if (range.blockable) {
+        walk.pending = askIntervalsOp(c, range, node, walk.curSeq, owner, outcome);
+        return false;
       }
-      yield* askIntervalsOp(c, range, node, curSeq, owner, outcome);
+      outcome.refused = true;
     }
-    do node = nextInterval(c, node, range.start, range.end);
-    while (node !== 0 && Atomics.load(w, node + IV_OWNER) === owner);
   }
+  return true;
 }
 
-function* invalidateOwnOp(
-  c: DeliveryContext,
-  interval: IntervalNotifier,
-  range: MmuNotifierRange,
-  curSeq: number,
-  outcome: Outcome,
-): Op<void> {
+/** Calls one interval of this agent. False: its answer is still to come, see `pending`. */
+function tellInterval(walk: Walk, interval: IntervalNotifier): boolean {
+  const { range, outcome } = walk;
+  const { agent } = walk.c;
+  let result: MaybeOp<boolean | void> = undefined;
   interval.enterCallback();
+  agent.callbackDepth++;
   try {
-    const result = inCallback(c.agent, () => interval.ops!.invalidate(interval, range, curSeq));
-    const answer =
-      isOp(result) || isPromise(result) ? yield* settleCallbackOp(c.agent, range, result, outcome) : result;
-    if (answer !== false) return;
-    if (!range.blockable) outcome.refused = true;
-    else fail(outcome, refusedBlockable("invalidate", range));
+    result = interval.ops!.invalidate(interval, range, walk.curSeq);
+  } catch (error) {
+    fail(outcome, error);
+  } finally {
+    agent.callbackDepth--;
+  }
+  if (!isAnswer(result)) {
+    walk.pending = settleIntervalOp(walk, interval, result);
+    return false;
+  }
+  interval.leaveCallback();
+  if (result === false) refuse(outcome, "invalidate", range);
+  return true;
+}
+
+function* settleIntervalOp(
+  walk: Walk,
+  interval: IntervalNotifier,
+  result: MaybeOp<boolean | void>,
+): Op<void> {
+  const { c, range, outcome } = walk;
+  try {
+    if ((yield* settleCallbackOp(c.agent, range, result, outcome)) === false)
+      refuse(outcome, "invalidate", range);
   } catch (error) {
     fail(outcome, error);
   } finally {
@@ -324,53 +281,6 @@ function* invalidateOwnOp(
 }
 
 // ---- other agents ---------------------------------------------------------------------------------------------------------
-
-function* reserveOp(agent: Agent, kind: number): Op<Message> {
-  let message = agent.tryReserveMessage(kind);
-  if (message === 0)
-    yield* waitOp(0, () => (message = agent.tryReserveMessage(kind)) !== 0, "a free message");
-  return message;
-}
-
-function fillRange(
-  c: DeliveryContext,
-  m: Message,
-  range: MmuNotifierRange,
-  arg0: number,
-  curSeq: number,
-): void {
-  const w = c.agent.words;
-  Atomics.store(w, m + MSG_SUBJECT, c.subs);
-  Atomics.store(w, m + MSG_ARG0, arg0);
-  Atomics.store(w, m + MSG_ARG1, range.event | (range.blockable ? RANGE_BLOCKABLE : 0));
-  Atomics.store(w, m + MSG_ARG2, range.owner ?? 0);
-  Atomics.store(w, m + MSG_ARG3, curSeq);
-  // Doubles have no Atomics; the state word, stored with Atomics afterwards, publishes them.
-  c.agent.doubles[(m + MSG_START) >> 1] = range.start;
-  c.agent.doubles[(m + MSG_END) >> 1] = range.end;
-}
-
-function* askOp(agent: Agent, m: Message, owner: number, outcome: Outcome): Op<void> {
-  const w = agent.words;
-  const slot = slotOfOwner(owner);
-  if (agent.sendTo(owner, m, false)) {
-    yield* waitOp(
-      0,
-      () => agent.messageDone(m) || ownerGone(w, owner),
-      `a notifier in agent ${slot}`,
-      () => owner,
-    );
-  }
-  // What is gone has no translations; its reaper's answer is no failure.
-  if (agent.messageDone(m) && ownerAlive(w, owner)) {
-    const result = Atomics.load(w, m + MSG_RESULT);
-    if (result === RESULT_REFUSED) outcome.refused = true;
-    else if (result === RESULT_PROMISED) fail(outcome, undefined, "promised");
-    else if (Atomics.load(w, m + MSG_TEXT_LENGTH) > 0)
-      fail(outcome, new Error(`in agent ${slot}: ${agent.messageText(m)}`));
-  }
-  agent.freeMessage(m);
-}
 
 function* askIntervalsOp(
   c: DeliveryContext,
@@ -385,43 +295,17 @@ function* askIntervalsOp(
   yield* askOp(c.agent, m, owner, outcome);
 }
 
-const RESULT_OF = {
-  false: RESULT_DONE,
-  threw: RESULT_THREW,
-  promised: RESULT_PROMISED,
-} as const;
-
-/** What a message of a list notifier carries in ARG3. */
-const packOp = (w: Int32Array, ln: ListNotifier, op: number): number =>
-  op + LIST_OPS * Atomics.load(w, ln + LN_GENERATION);
-
-const textOf = (error: unknown): string =>
-  (error instanceof Error ? error.message : String(error)) || "threw nothing";
-
 /** Registers this row's message handlers of an agent. */
 export function handleMessages(agent: Agent, local: LocalSubscribers): void {
   const w = agent.words;
   const contextOf = (m: Message): DeliveryContext | undefined =>
     local.spaces.get(Atomics.load(w, m + MSG_SUBJECT) as Subs);
-  const rangeOf = (c: DeliveryContext, m: Message): MmuNotifierRange => {
-    const packed = Atomics.load(w, m + MSG_ARG1);
-    const owner = Atomics.load(w, m + MSG_ARG2);
-    return {
-      space: c.space,
-      start: agent.doubles[(m + MSG_START) >> 1]!,
-      end: agent.doubles[(m + MSG_END) >> 1]!,
-      event: (packed & RANGE_EVENT_MASK) as MmuNotifierEvent,
-      blockable: (packed & RANGE_BLOCKABLE) !== 0,
-      ...(owner === 0 ? {} : { owner }),
-    };
-  };
   /** Runs `op`, and answers the message now or when it is done, after `leave`. */
   const answer = (m: Message, op: Op<void>, outcome: Outcome, leave: () => void): true => {
     start(agent, op, (settled) => {
       leave();
       if ("error" in settled) fail(outcome, settled.error);
-      Atomics.store(w, m + MSG_RESULT, outcome.refused ? RESULT_REFUSED : RESULT_OF[`${outcome.failed}`]);
-      if (outcome.failed === "threw") agent.setMessageText(m, textOf(outcome.error));
+      setResult(agent, m, outcome);
       agent.finishMessage(m);
     });
     return true;
@@ -429,12 +313,15 @@ export function handleMessages(agent: Agent, local: LocalSubscribers): void {
   agent.handle(MESSAGE_INTERVALS, (m) => {
     const c = contextOf(m);
     if (!c) return false;
-    const outcome = noOutcome();
     const first = Atomics.load(w, m + MSG_ARG0) as Interval;
     const curSeq = Atomics.load(w, m + MSG_ARG3);
     if (!joinRange(c, curSeq)) return false;
-    const op = invalidateIntervalsOp(c, rangeOf(c, m), first, curSeq, agent.ownerId, outcome);
-    return answer(m, op, outcome, () => endRange(c));
+    const walk = newWalk(c, rangeOf(c, m), first, curSeq, agent.ownerId);
+    if (!advanceIntervals(walk))
+      return answer(m, advanceOp(walk, advanceIntervals), walk.outcome, () => endRange(c));
+    endRange(c);
+    setResult(agent, m, walk.outcome);
+    return false;
   });
   agent.handle(MESSAGE_LIST, (m) => {
     const c = contextOf(m);
@@ -444,6 +331,13 @@ export function handleMessages(agent: Agent, local: LocalSubscribers): void {
     if (!c || notifier?.generation !== Math.floor(packed / LIST_OPS)) return false;
     const op = packed % LIST_OPS;
     if (!notifier.count(op, Atomics.load(w, m + MSG_FROM))) return false;
+    // Put, or the space has ended, since the message was sent: as if the walk over the list had come later.
+    if (op !== LN_OP_RELEASE && Atomics.load(w, ln + LN_STATE) === LIST_UNLINKED) return false;
+    if (op === LN_OP_SECONDARY_TLBS) {
+      const { start: from, end } = rangeOf(c, m);
+      callSecondaryTlbs(c, notifier, from, end);
+      return false;
+    }
     if (op === LN_OP_CLEAR_FLUSH_YOUNG || op === LN_OP_CLEAR_YOUNG || op === LN_OP_TEST_YOUNG) {
       const range = rangeOf(c, m);
       const young = callAging(c, notifier, op, range.start, range.end);
@@ -459,29 +353,71 @@ export function handleMessages(agent: Agent, local: LocalSubscribers): void {
 
 // ---- list notifiers -------------------------------------------------------------------------------------------------------
 
+/** Calls a start. False: its answer is still to come, see `pending`. */
+function tellListed(walk: Walk, notifier: MmuNotifier): boolean {
+  const { c, range, outcome } = walk;
+  const { agent } = c;
+  let result: MaybeOp<boolean | void> = undefined;
+  agent.callbackDepth++;
+  try {
+    result = notifier.ops.invalidateRangeStart!(notifier, range);
+  } catch (error) {
+    fail(outcome, error);
+  } finally {
+    agent.callbackDepth--;
+  }
+  if (!isAnswer(result)) {
+    walk.pending = settleListedOp(c, notifier, range, result, outcome);
+    return false;
+  }
+  if (result === false) listedRefused(c, notifier, range, outcome);
+  return true;
+}
+
+function* settleListedOp(
+  c: DeliveryContext,
+  notifier: MmuNotifier,
+  range: MmuNotifierRange,
+  result: MaybeOp<boolean | void>,
+  outcome: Outcome,
+): Op<void> {
+  try {
+    if ((yield* settleCallbackOp(c.agent, range, result, outcome)) === false)
+      listedRefused(c, notifier, range, outcome);
+  } catch (error) {
+    fail(outcome, error);
+  }
+}
+
+function listedRefused(
+  c: DeliveryContext,
+  notifier: MmuNotifier,
+  range: MmuNotifierRange,
+  outcome: Outcome,
+): void {
+  refuse(outcome, "invalidateRangeStart", range);
+  if (range.blockable || !notifier.ops.invalidateRangeEnd) return;
+  c.local.refusedWithEnd.add(notifier.ops);
+  c.agent.report(new MmError("EINVAL", "invalidateRangeStart", REFUSES_WITH_END, { range }));
+}
+
+/** Why a notifier must not have both. */
+export const REFUSES_WITH_END =
+  "a notifier whose start can refuse must not have an end op: nobody can tell it that its own start failed";
+
+/** Calls an op of a list notifier as another agent's message, or the end of the space, asks. */
 function* callListOp(
   c: DeliveryContext,
   notifier: MmuNotifier,
   op: number,
-  range: MmuNotifierRange,
+  range: OpenRange,
   outcome: Outcome,
 ): Op<void> {
   const { ops } = notifier;
   try {
     if (op === LN_OP_START) {
       const result = inCallback(c.agent, () => ops.invalidateRangeStart!(notifier, range));
-      const answer = yield* settleCallbackOp(c.agent, range, result, outcome);
-      if (answer !== false) return;
-      if (range.blockable) {
-        fail(outcome, refusedBlockable("invalidateRangeStart", range));
-        return;
-      }
-      outcome.refused = true;
-      if (ops.invalidateRangeEnd) {
-        const why =
-          "a notifier whose start can refuse must not have an end op: nobody can tell it that its own start failed";
-        c.agent.report(new MmError("EINVAL", "invalidateRangeStart", why, { range }));
-      }
+      yield* settleListedOp(c, notifier, range, result, outcome);
     } else if (op === LN_OP_END) inCallback(c.agent, () => ops.invalidateRangeEnd!(notifier, range));
     else {
       const result = inCallback(c.agent, () => ops.release!(notifier, c.space));
@@ -492,81 +428,88 @@ function* callListOp(
   }
 }
 
-/** Walks the list inside a grace period. */
-function* eachListedOp(
-  c: DeliveryContext,
-  opBit: number,
-  call: (ln: ListNotifier, owner: number) => Op<void>,
-): Op<void> {
-  const w = c.agent.words;
-  if (Atomics.load(w, c.subs + SUBS_LIST) === 0) return;
-  const index = srcuReadLock(c.agent, c.subs + SUBS_SRCU);
-  try {
-    for (let ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier; ln !== 0;) {
-      const owner = Atomics.load(w, ln + LN_OWNER);
-      if ((Atomics.load(w, ln + LN_OPS) & opBit) !== 0 && !ownerGone(w, owner)) yield* call(ln, owner);
-      ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier;
+/** The list notifiers of a walk, inside a grace period; see advance(). */
+function advanceList(walk: Walk): boolean {
+  const { c, range } = walk;
+  const { agent } = c;
+  const w = agent.words;
+  walk.listed = true;
+  if (walk.section === NO_SECTION) {
+    walk.ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
+    if (walk.ln === 0) return true;
+    walk.section = srcuReadLock(agent, c.subs + SUBS_SRCU);
+    walk.ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
+  } else walk.ln = Atomics.load(w, walk.ln + LN_NEXT) as ListNotifier;
+  for (; walk.ln !== 0; walk.ln = Atomics.load(w, walk.ln + LN_NEXT) as ListNotifier) {
+    const { ln } = walk;
+    const implemented = Atomics.load(w, ln + LN_OPS);
+    if ((implemented & (LN_OP_START | LN_OP_END)) === 0) continue;
+    const owner = Atomics.load(w, ln + LN_OWNER);
+    if (owner === agent.ownerId) {
+      const notifier = (implemented & LN_OP_START) !== 0 ? c.local.list.get(ln) : undefined;
+      if (notifier && !tellListed(walk, notifier)) return false;
+    } else if (!ownerGone(w, owner)) {
+      if (range.blockable) {
+        walk.pending = askStartOp(c, range, ln, owner, implemented, walk.outcome);
+        return false;
+      }
+      walk.outcome.refused = true;
     }
-  } finally {
-    srcuReadUnlock(c.agent, c.subs + SUBS_SRCU, index);
+  }
+  leaveSection(walk);
+  return true;
+}
+
+function leaveSection(walk: Walk): void {
+  const { c, section } = walk;
+  if (section === NO_SECTION) return;
+  walk.section = NO_SECTION;
+  srcuReadUnlock(c.agent, c.subs + SUBS_SRCU, section);
+}
+
+function* askStartOp(
+  c: DeliveryContext,
+  range: OpenRange,
+  ln: ListNotifier,
+  owner: number,
+  implemented: number,
+  outcome: Outcome,
+): Op<void> {
+  const { agent } = c;
+  if ((implemented & LN_OP_END) !== 0) {
+    const message = yield* reserveOp(agent, MESSAGE_LIST);
+    fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_END));
+    (range.reserved ??= []).push({ owner, message });
+  }
+  if ((implemented & LN_OP_START) !== 0) {
+    const message = yield* reserveOp(agent, MESSAGE_LIST);
+    fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_START));
+    // From the start on it gets its end, whatever becomes of this agent.
+    const end = (implemented & LN_OP_END) !== 0 ? range.reserved?.at(-1) : undefined;
+    if (end) agent.promiseMessage(owner, end.message);
+    yield* askOp(agent, message, owner, outcome);
   }
 }
 
-function* startListOp(c: DeliveryContext, range: OpenRange, outcome: Outcome): Op<void> {
-  const { agent } = c;
-  yield* eachListedOp(c, LN_OP_START | LN_OP_END, function* (ln, owner) {
-    const opsOf = Atomics.load(agent.words, ln + LN_OPS);
-    if (owner === agent.ownerId) {
-      const notifier = c.local.list.get(ln);
-      if (notifier && (opsOf & LN_OP_START) !== 0)
-        yield* callListOp(c, notifier, LN_OP_START, range, outcome);
-      return;
-    }
-    if (!range.blockable) {
-      outcome.refused = true;
-      return;
-    }
-    if ((opsOf & LN_OP_END) !== 0) {
-      const message = yield* reserveOp(agent, MESSAGE_LIST);
-      fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_END));
-      (range.reserved ??= []).push({ owner, message });
-    }
-    if ((opsOf & LN_OP_START) !== 0) {
-      const message = yield* reserveOp(agent, MESSAGE_LIST);
-      fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_START));
-      // From the start on it gets its end, whatever becomes of this agent.
-      const end = (opsOf & LN_OP_END) !== 0 ? range.reserved?.at(-1) : undefined;
-      if (end) agent.promiseMessage(owner, end.message);
-      yield* askOp(agent, message, owner, outcome);
-    }
-  });
-}
-
-/** Calls or posts the end of every list notifier that has one. */
-function endList(c: DeliveryContext, range: OpenRange): void {
+/** Ends a range whose list notifiers have been told: the interval side first, which wakes readers; then the list. */
+function endWithList(c: DeliveryContext, range: OpenRange): void {
   const { agent } = c;
   const w = agent.words;
-  const index = srcuReadLock(agent, c.subs + SUBS_SRCU);
-  for (
-    let ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
-    ln !== 0;
-    ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier
-  ) {
+  const section = srcuReadLock(agent, c.subs + SUBS_SRCU);
+  // Where the list begins is looked up while the range is open: its end publishes those that have had no start of it.
+  let ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
+  endRange(c);
+  for (; ln !== 0; ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier) {
     if ((Atomics.load(w, ln + LN_OPS) & LN_OP_END) === 0) continue;
     const notifier = c.local.list.get(ln);
     if (!notifier) continue;
     try {
       inCallback(agent, () => notifier.ops.invalidateRangeEnd!(notifier, range));
     } catch (cause) {
-      agent.report(
-        new MmError("ECALLBACK", "invalidateRangeEnd", "a notifier callback threw; see cause", {
-          range,
-          cause,
-        }),
-      );
+      agent.report(callbackThrew("invalidateRangeEnd", cause, range));
     }
   }
-  srcuReadUnlock(agent, c.subs + SUBS_SRCU, index);
+  srcuReadUnlock(agent, c.subs + SUBS_SRCU, section);
   for (const { owner, message } of range.reserved ?? []) {
     agent.sendTo(owner, message, true);
   }
@@ -574,24 +517,39 @@ function endList(c: DeliveryContext, range: OpenRange): void {
 }
 
 /** Calls release of every list notifier. Errors are reported: the space dies anyway. */
-export function* releaseListOp(c: DeliveryContext, range: MmuNotifierRange): Op<void> {
+export function* releaseListOp(c: DeliveryContext, range: OpenRange): Op<void> {
   const { agent } = c;
-  yield* eachListedOp(c, LN_OP_RELEASE, function* (ln, owner) {
-    const outcome = noOutcome();
-    if (owner === agent.ownerId) {
-      const notifier = c.local.list.get(ln);
-      if (notifier) yield* callListOp(c, notifier, LN_OP_RELEASE, range, outcome);
-    } else {
-      const message = yield* reserveOp(agent, MESSAGE_LIST);
-      fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_RELEASE));
-      yield* askOp(agent, message, owner, outcome);
+  const w = agent.words;
+  if (Atomics.load(w, c.subs + SUBS_LIST) === 0) return;
+  const section = srcuReadLock(agent, c.subs + SUBS_SRCU);
+  try {
+    for (let ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier; ln !== 0;) {
+      const owner = Atomics.load(w, ln + LN_OWNER);
+      if ((Atomics.load(w, ln + LN_OPS) & LN_OP_RELEASE) !== 0 && !ownerGone(w, owner))
+        yield* releaseListedOp(c, ln, owner, range);
+      ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier;
     }
-    if (outcome.failed !== false) agent.report(outcomeError(outcome, "release", range));
-  });
+  } finally {
+    srcuReadUnlock(agent, c.subs + SUBS_SRCU, section);
+  }
+}
+
+function* releaseListedOp(c: DeliveryContext, ln: ListNotifier, owner: number, range: OpenRange): Op<void> {
+  const { agent } = c;
+  const outcome = noOutcome();
+  if (owner === agent.ownerId) {
+    const notifier = c.local.list.get(ln);
+    if (notifier) yield* callListOp(c, notifier, LN_OP_RELEASE, range, outcome);
+  } else {
+    const message = yield* reserveOp(agent, MESSAGE_LIST);
+    fillRange(c, message, range, ln, packOp(agent.words, ln, LN_OP_RELEASE));
+    yield* askOp(agent, message, owner, outcome);
+  }
+  if (outcome.failed !== false) agent.report(outcomeError(outcome, "release", range));
 }
 
 /** Calls release of one notifier of this agent. */
-export function* releaseOneOp(c: DeliveryContext, notifier: MmuNotifier, range: MmuNotifierRange): Op<void> {
+export function* releaseOneOp(c: DeliveryContext, notifier: MmuNotifier, range: OpenRange): Op<void> {
   if (!notifier.ops.release) return;
   const outcome = noOutcome();
   const index = srcuReadLock(c.agent, c.subs + SUBS_SRCU);
@@ -601,153 +559,4 @@ export function* releaseOneOp(c: DeliveryContext, notifier: MmuNotifier, range: 
     srcuReadUnlock(c.agent, c.subs + SUBS_SRCU, index);
   }
   if (outcome.failed !== false) c.agent.report(outcomeError(outcome, "release", range));
-}
-
-// ---- aging --------------------------------------------------------------------------------------------------------------------
-
-const AGING_OPS: Readonly<Record<number, "clearFlushYoung" | "clearYoung" | "testYoung">> = {
-  [LN_OP_CLEAR_FLUSH_YOUNG]: "clearFlushYoung",
-  [LN_OP_CLEAR_YOUNG]: "clearYoung",
-  [LN_OP_TEST_YOUNG]: "testYoung",
-};
-
-/** Asks one notifier of this agent. A throw counts as young and is reported. */
-function callAging(
-  c: DeliveryContext,
-  notifier: MmuNotifier,
-  op: number,
-  startAt: number,
-  end: number,
-): boolean {
-  const name = AGING_OPS[op]!;
-  const call = notifier.ops[name] as MmuNotifierOps["clearYoung"];
-  if (!call) return false;
-  try {
-    return inCallback(c.agent, () => call.call(notifier.ops, notifier, c.space, startAt, end)) === true;
-  } catch (cause) {
-    c.agent.report(
-      new MmError("ECALLBACK", name, "a notifier callback threw; its answer counts as young", { cause }),
-    );
-    return true;
-  }
-}
-
-/** Tests the accessed bitmap of a list notifier, in place; undefined if it has none. */
-function ageBitmap(
-  c: DeliveryContext,
-  ln: ListNotifier,
-  clear: boolean,
-  startAt: number,
-  end: number,
-): boolean | undefined {
-  const w = c.agent.words;
-  const bits = Atomics.load(w, ln + LN_BITS);
-  if (bits === 0) return undefined;
-  const pageSize = 2 ** Atomics.load(w, ln + LN_PAGE_SHIFT);
-  const base = c.agent.doubles[(ln + LN_BITS_START) >> 1]!;
-  const count = Atomics.load(w, ln + LN_BITS_LENGTH) * 32;
-  const first = Math.max(0, Math.floor((startAt - base) / pageSize));
-  const last = Math.min(count - 1, Math.floor((end - 1 - base) / pageSize));
-  let young = false;
-  for (let k = first; k <= last; k++) {
-    const word = bits + (k >>> 5);
-    const bit = 1 << (k & 31);
-    if ((Atomics.load(w, word) & bit) === 0) continue;
-    young = true;
-    if (clear) Atomics.and(w, word, ~bit);
-  }
-  return young;
-}
-
-/** Posts a question whose answer the next overlapping call uses, and uses the answer to the last one. Unknown is young. */
-function askAging(
-  c: DeliveryContext,
-  ln: ListNotifier,
-  owner: number,
-  op: number,
-  startAt: number,
-  end: number,
-): boolean {
-  const { agent } = c;
-  const w = agent.words;
-  const d = agent.doubles;
-  const answer = Atomics.load(w, ln + LN_ANSWER);
-  const overlaps = d[(ln + LN_ANSWER_START) >> 1]! < end && startAt < d[(ln + LN_ANSWER_END) >> 1]!;
-  if (answer === ANSWER_ASKED) return true;
-  const known = answer !== ANSWER_NONE && overlaps;
-  if (known && Atomics.compareExchange(w, ln + LN_ANSWER, answer, ANSWER_NONE) === answer)
-    return answer === ANSWER_YOUNG;
-  if (Atomics.compareExchange(w, ln + LN_ANSWER, answer, ANSWER_ASKED) !== answer) return true;
-  const message = agent.tryReserveMessage(MESSAGE_LIST);
-  if (message === 0) {
-    Atomics.store(w, ln + LN_ANSWER, ANSWER_NONE);
-    return true;
-  }
-  d[(ln + LN_ANSWER_START) >> 1] = startAt;
-  d[(ln + LN_ANSWER_END) >> 1] = end;
-  fillRange(
-    c,
-    message,
-    { space: c.space, start: startAt, end, event: 0, blockable: false },
-    ln,
-    packOp(w, ln, op),
-  );
-  if (!agent.sendTo(owner, message, true)) Atomics.store(w, ln + LN_ANSWER, ANSWER_NONE);
-  return true;
-}
-
-/** Asks every list notifier; no short circuit but for testYoung. Never waits. */
-function ageList(c: DeliveryContext, op: number, startAt: number, end: number): boolean {
-  const { agent } = c;
-  const w = agent.words;
-  if (Atomics.load(w, c.subs + SUBS_LIST) === 0) return false;
-  const index = srcuReadLock(agent, c.subs + SUBS_SRCU);
-  let young = false;
-  for (
-    let ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
-    ln !== 0;
-    ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier
-  ) {
-    const owner = Atomics.load(w, ln + LN_OWNER);
-    if (ownerGone(w, owner)) continue;
-    const marked = ageBitmap(c, ln, op !== LN_OP_TEST_YOUNG, startAt, end);
-    if (marked === true) young = true;
-    if (owner === agent.ownerId) {
-      const notifier = c.local.list.get(ln);
-      if (notifier && callAging(c, notifier, op, startAt, end)) young = true;
-    } else if (marked === undefined && (Atomics.load(w, ln + LN_OPS) & op) !== 0) {
-      if (askAging(c, ln, owner, op, startAt, end)) young = true;
-    }
-    if (young && op === LN_OP_TEST_YOUNG) break;
-  }
-  srcuReadUnlock(agent, c.subs + SUBS_SRCU, index);
-  return young;
-}
-
-export const clearFlushYoung = (c: DeliveryContext, startAt: number, end: number): boolean =>
-  ageList(c, LN_OP_CLEAR_FLUSH_YOUNG, startAt, end);
-export const clearYoung = (c: DeliveryContext, startAt: number, end: number): boolean =>
-  ageList(c, LN_OP_CLEAR_YOUNG, startAt, end);
-export const testYoung = (c: DeliveryContext, address: number): boolean =>
-  ageList(c, LN_OP_TEST_YOUNG, address, address + 1);
-
-/** A range as callbacks see it. */
-export function makeRange(
-  space: NotifierSpace,
-  start_: number,
-  end: number,
-  event: MmuNotifierEvent,
-  blockable: boolean,
-  owner?: OwnerId,
-): OpenRange {
-  const range: OpenRange = {
-    space,
-    start: start_,
-    end,
-    event,
-    blockable,
-    reserved: undefined,
-    opener: undefined,
-  };
-  return owner === undefined ? range : { ...range, owner };
 }

@@ -65,24 +65,64 @@ export type MaybeOp<T> = T | Promise<T> | Op<T>;
 
 /**
  * Callbacks of a notifier that hears of the whole space. All optional. Linux: struct mmu_notifier_ops.
- * They run in the agent that registered them, at its safepoints; inside one, operations throw EDEADLK.
+ *
+ * They run in the agent that registered them, at its safepoints, with operations forbidden (EDEADLK). Several may run at
+ * once, one per agent that changes something, and the same one again before it has ended, if it waits. Whoever changes
+ * something may hold the mmapLock in any mode, a folio lock or a file lock meanwhile, or none of them.
+ *
+ * | op                          | may it wait           | what a throw does                                       |
+ * |-----------------------------|-----------------------|---------------------------------------------------------|
+ * | invalidateRangeStart        | if the range may      | the change is given up, ECALLBACK; where it cannot be   |
+ * |                             |                       | given up (exit, reclaim) it is reported to onError      |
+ * | invalidateRangeEnd          | no                    | reported                                                |
+ * | release                     | yes                   | reported                                                |
+ * | clearFlushYoung, clearYoung,| no                    | reported; counts as young                               |
+ * | testYoung                   |                       |                                                         |
+ * | archInvalidateSecondaryTlbs | no                    | reported                                                |
+ * | allocNotifier               | no                    | get() fails with ECALLBACK                              |
+ * | freeNotifier                | no                    | reported                                                |
+ *
+ * Whatever throws, the other notifiers are called, and each start has its end.
  */
 export interface MmuNotifierOps {
-  /** The space dies, or the notifier is unregistered: drop every translation for good. May come twice at once. */
+  /**
+   * The space dies, or the notifier is unregistered: drop every translation and make none any more. Once; but again at the
+   * same time if unregister() and exit() meet. Intervals have heard MmuNotifierEvent.Release before.
+   */
   release?(notifier: MmuNotifier, space: NotifierSpace): MaybeOp<void>;
-  /** Tests and clears the accessed state of `[start, end)` and drops it from the device's TLB. True: was young. Never waits. */
+  /**
+   * Tests and clears the accessed state of `[start, end)` and drops it from the device's TLB; after the page tables' own
+   * was cleared, of which it is no part. True: was young. No invalidation: sequence and counters stay.
+   */
   clearFlushYoung?(notifier: MmuNotifier, space: NotifierSpace, start: number, end: number): boolean;
   /** As clearFlushYoung without the flush. */
   clearYoung?(notifier: MmuNotifier, space: NotifierSpace, start: number, end: number): boolean;
-  /** Reports whether a page is young and changes nothing. */
+  /** Reports whether a page is young and changes nothing. Not asked once another notifier has said yes. */
   testYoung?(notifier: MmuNotifier, space: NotifierSpace, address: number): boolean;
   /**
-   * Makes every translation of the range unusable before it returns; none may be made until the end.
+   * Makes every translation of the range unusable before it returns; none may be made until the matching end. Before the
+   * first change: every page of the range is still mapped and referenced.
    * False: cannot without waiting; allowed only where `range.blockable` is false, and then without an end op.
    */
   invalidateRangeStart?(notifier: MmuNotifier, range: MmuNotifierRange): MaybeOp<boolean | void>;
-  /** The change is made. One for each start. */
+  /**
+   * The entries have been changed; frames need not have been freed yet. One for each start, but none once the notifier is
+   * unregistered or put in between. After the interval side has ended.
+   */
   invalidateRangeEnd?(notifier: MmuNotifier, range: MmuNotifierRange): void;
+  /**
+   * For devices that walk the page tables themselves and keep what they found, which need no start and end, and must not
+   * have them (EINVAL): drop `[start, end)` from that. Called after entries changed, with TLBs, before a frame is freed
+   * or another one put in its place; also with no range open, and for more than has changed.
+   */
+  archInvalidateSecondaryTlbs?(notifier: MmuNotifier, space: NotifierSpace, start: number, end: number): void;
+  /** Makes the notifier that get() registers, of these very ops; default: `new MmuNotifier(ops)`. */
+  allocNotifier?(space: NotifierSpace): MmuNotifier;
+  /**
+   * The last put() is done and no callback of this notifier can run any more. At a safepoint of this agent, after a grace
+   * period; at once, inside get(), where the registration fails.
+   */
+  freeNotifier?(notifier: MmuNotifier): void;
 }
 
 /** The callback of an interval notifier. Linux: struct mmu_interval_notifier_ops. */

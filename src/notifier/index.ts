@@ -1,6 +1,6 @@
 /**
  * notifier/: the MMU notifier subsystem. Linux: include/linux/mmu_notifier.h, mm/mmu_notifier.c.
- * Needs no address space of ours: createNotifiers() serves any primary MMU. Also the entry `bifolio/notifier`.
+ * Needs no address space of ours: createNotifiers() serves any primary MMU. What users get of it: notifierEntry.ts.
  */
 export { type AccessedBitmap, MmuNotifier } from "./mmuNotifier.ts";
 export {
@@ -16,14 +16,16 @@ export {
   type SpaceId,
 } from "./events.ts";
 export { IntervalNotifier } from "./intervalNotifier.ts";
-export { createNotifiers, type NotifierHost, type NotifierOperations, Notifiers } from "./notifiers.ts";
-// For the rows above.
-export { type DeliveryContext, endOpenRange, makeRange, type OpenRange, tellStartOp } from "./delivery.ts";
-export type { Subs } from "./layout.ts";
 export {
-  beginRange,
-  checkSubscriptions,
-  createSubscriptions,
-  destroySubscriptions,
-  endRange,
-} from "./subscriptions.ts";
+  createNotifiers,
+  invalidateAllSecondaryTlbs,
+  type NotifierHost,
+  type NotifierOperations,
+  Notifiers,
+} from "./notifiers.ts";
+// For the rows above.
+export { type DeliveryContext, makeRange, type OpenRange } from "./context.ts";
+export { endOpenRange, openRange } from "./delivery.ts";
+export type { Subs } from "./layout.ts";
+export { invalidateOwnSecondaryTlbs, invalidateSecondaryTlbs } from "./secondaryTlbs.ts";
+export { beginRange, checkSubscriptions, createSubscriptions, endRange } from "./subscriptions.ts";

@@ -1,14 +1,6 @@
 /** An interval notifier as its users see it. Linux: struct mmu_interval_notifier. */
 import { MmError } from "../errors.ts";
-import {
-  type Immediate,
-  loopOf,
-  type Op,
-  runAsync,
-  runBlocking,
-  syncFacet,
-  tryFacet,
-} from "../sched/index.ts";
+import { type Immediate, loopOf, type Op, runAsync, runBlocking, runTry } from "../sched/index.ts";
 import type { IntervalId, MmuIntervalNotifierOps } from "./events.ts";
 import { type Interval, IV_GENERATION, IV_SEQ } from "./layout.ts";
 import {
@@ -44,20 +36,20 @@ export class IntervalNotifier implements AsyncDisposable {
   /** Closed interval, bytes. It is an address range: it needs no mapping and does not follow mremap. */
   readonly start: number;
   readonly last: number;
-  /** The same operations, blocking and never waiting. `interval.sync.readBegin()` returns the number. */
-  readonly sync: Immediate<IntervalOperations>;
-  readonly try: Immediate<IntervalOperations>;
-
   readonly #c: SubsContext;
   readonly #node: Interval;
   readonly #generation: number;
   readonly #ops: MmuIntervalNotifierOps | undefined;
-  /** @internal The operations themselves, for those that drive them. */
-  readonly operations: IntervalOperations;
-  readonly #forget: () => void;
+  readonly #forget: (interval: IntervalNotifier) => void;
+  /** @internal Its number in the owner's registry. */
+  local = -1;
   #removed = false;
   #retained: boolean;
   #callbacks = 0;
+  // Made when they are asked for: there may be a hundred thousand intervals.
+  #sync: Immediate<IntervalOperations> | undefined;
+  #try: Immediate<IntervalOperations> | undefined;
+  #operations: IntervalOperations | undefined;
 
   /** @internal */
   constructor(
@@ -66,7 +58,7 @@ export class IntervalNotifier implements AsyncDisposable {
     start: number,
     last: number,
     ops: MmuIntervalNotifierOps | undefined,
-    forget: () => void,
+    forget: (interval: IntervalNotifier) => void,
   ) {
     this.#c = c;
     this.id = id;
@@ -77,9 +69,30 @@ export class IntervalNotifier implements AsyncDisposable {
     this.#ops = ops;
     this.#retained = ops !== undefined;
     this.#forget = forget;
-    this.operations = { readBegin: () => this.#readBeginOp(), remove: () => this.#removeOp() };
-    this.sync = { ...syncFacet(c.agent, this.operations), readBegin: () => this.#readBeginNow() };
-    this.try = tryFacet(c.agent, this.operations);
+  }
+
+  /** The same operations, blocking. `interval.sync.readBegin()` returns the number. */
+  get sync(): Immediate<IntervalOperations> {
+    return (this.#sync ??= {
+      readBegin: () => this.#readBeginNow(),
+      remove: () => runBlocking(this.#c.agent, this.#removeOp()),
+    });
+  }
+
+  /** The same operations, which never wait: EAGAIN instead. */
+  get try(): Immediate<IntervalOperations> {
+    return (this.#try ??= {
+      readBegin: () => runTry(this.#c.agent, this.#readBeginOp()),
+      remove: () => runTry(this.#c.agent, this.#removeOp()),
+    });
+  }
+
+  /** @internal The operations themselves, for those that drive them. */
+  get operations(): IntervalOperations {
+    return (this.#operations ??= {
+      readBegin: () => this.#readBeginOp(),
+      remove: () => this.#removeOp(),
+    });
   }
 
   /** @internal The callbacks, undefined where the interval was registered by another agent. */
@@ -104,8 +117,9 @@ export class IntervalNotifier implements AsyncDisposable {
   }
 
   /**
-   * Begins a fill: waits while the range is being invalidated and returns the number for readRetry().
-   * Linux: mmu_interval_read_begin(). May wait; EDEADLK in a callback; ESRCH once removed.
+   * Begins a fill and returns the number for readRetry(). If an invalidation that is still open has hit this interval, it
+   * waits until no range of the space is open any more: overlapping ones elsewhere can make that long, see
+   * tryReadBegin(). EDEADLK in a callback; ESRCH once removed. Linux: mmu_interval_read_begin().
    */
   readBegin(): Promise<number> {
     return runAsync(this.#c.agent, this.#readBeginOp());
@@ -176,7 +190,7 @@ export class IntervalNotifier implements AsyncDisposable {
     }
     loopOf(this.#c.agent).unlisten(this.#retained);
     this.#retained = false;
-    this.#forget();
+    this.#forget(this);
   }
 
   /** Lets the process end although this interval is registered. */

@@ -19,15 +19,28 @@ export const SUBS_LIST = 4; //    A (stored under S)  newest list notifier
 export const SUBS_PENDING = 5; // S  list notifiers to publish once no range is open
 export const SUBS_ANY = 6; //     A  1 from the first registration on, never cleared (mm_has_notifiers)
 export const SUBS_STATE = 7; //   A  SUBS_*
-export const SUBS_ID = 8; //      C  id of the space
+export const SUBS_ID = 8; //      C  id of the space; GONE_ID once the record is nobody's
+export const SUBS_OWNED = 9; //   S  1 while the space, or whoever made the notifiers, has it
 export const SUBS_QUEUE = 10; //  A  readers, removers, registrations
-export const SUBS_INTERVALS = 12; // S  intervals registered, for statistics
+export const SUBS_INTERVALS = 12; // S  intervals whose records are not freed
 export const SUBS_GENERATION = 13; // A  makes the ids of reused records differ, whoever registers
-export const SUBS_SRCU = 14; //   A  grace-period domain; srcuWords(maxAgents) words
+export const SUBS_SECONDARY_TLBS = 14; // A (stored under S)  listed notifiers that have the op
+export const SUBS_SRCU = 16; //   A  grace-period domain; srcuWords(maxAgents) words
 /** Open ranges, one count per agent slot: the sum is Linux's active_invalidate_ranges. */
 export const subsOpenAt = (subs: number, maxAgents: number, slot: number): number =>
   subs + SUBS_SRCU + srcuWords(maxAgents) + slot; // A
-export const subsWords = (maxAgents: number): number => SUBS_SRCU + srcuWords(maxAgents) + maxAgents;
+/** Notifiers that agents have put, and freed since: two counts per agent slot, which only grow. */
+export const subsPutAt = (subs: number, maxAgents: number, slot: number): number =>
+  subsOpenAt(subs, maxAgents, maxAgents) + 2 * slot; // O
+export const subsFreedAt = (subs: number, maxAgents: number, slot: number): number =>
+  subsPutAt(subs, maxAgents, slot) + 1; // O
+/** List notifiers of an agent whose records are not freed. */
+export const subsListedAt = (subs: number, maxAgents: number, slot: number): number =>
+  subsPutAt(subs, maxAgents, maxAgents) + slot; // S
+export const subsWords = (maxAgents: number): number => subsListedAt(0, maxAgents, maxAgents);
+
+/** No space has it. */
+export const GONE_ID = -1;
 
 export const SUBS_LIVE = 0;
 export const SUBS_RELEASED = 1;
@@ -42,6 +55,7 @@ export const IV_SUBS: number = IT_WORDS + 2; //       C
 export const IV_DEFERRED: number = IT_WORDS + 3; //   S  next on the deferred list
 export const IV_STATE: number = IT_WORDS + 4; //      S  INTERVAL_*
 export const IV_GENERATION: number = IT_WORDS + 5; // C  makes the ids of a reused record differ
+export const IV_LOCAL: number = IT_WORDS + 6; //      O  the owner's number for its object
 export const IV_WORDS: number = IT_WORDS + 8;
 
 // From -> to: FREE -> TREE insert, tree mutable; FREE -> INSERTING insert, tree frozen; INSERTING -> TREE last end;
@@ -76,6 +90,7 @@ export const LN_OP_CLEAR_YOUNG = 0x4;
 export const LN_OP_TEST_YOUNG = 0x8;
 export const LN_OP_START = 0x10;
 export const LN_OP_END = 0x20;
+export const LN_OP_SECONDARY_TLBS = 0x40;
 
 export const LIST_FREE = 0;
 export const LIST_PENDING = 1;
@@ -91,6 +106,7 @@ export const ANSWER_YOUNG = 3;
 export const MESSAGE_INTERVALS = 1; // invalidate the receiver's intervals from ARG0 on
 export const MESSAGE_LIST = 2; //      call an op of list notifier ARG0; ARG3 is op + LIST_OPS * generation
 export const LIST_OPS = 0x100;
+export const MESSAGE_PUT = 3; //       to itself: free what has been put
 export const RESULT_DONE = 0;
 export const RESULT_REFUSED = 1;
 export const RESULT_THREW = 2;

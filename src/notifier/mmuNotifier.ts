@@ -1,4 +1,12 @@
-/** A notifier that hears of a whole space. Linux: struct mmu_notifier. */
+/**
+ * A notifier that hears of a whole space. Linux: struct mmu_notifier.
+ *
+ *   state        users   from -> to
+ *   new          0       -> registered by register() or get()
+ *   registered   > 0     -> put by the last put(); -> new by unregister()
+ *   put          0       off the list; callbacks that run already may still be running; -> new, freeNotifier() called,
+ *                        when a grace period has passed
+ */
 import { MmError } from "../errors.ts";
 import { loopOf } from "../sched/index.ts";
 import type { MmuNotifierOps } from "./events.ts";
@@ -22,6 +30,7 @@ export class MmuNotifier implements AsyncDisposable {
   #notifiers: Notifiers | undefined;
   #record = 0 as ListNotifier;
   #generation = 0;
+  #users = 0;
   /** It keeps the process alive while it is registered. */
   #retains = true;
   /** Starts that other agents' ranges had here, less their ends, by the agents' slots. */
@@ -43,6 +52,16 @@ export class MmuNotifier implements AsyncDisposable {
   /** Where it is registered, undefined before register() and after unregister(). */
   get notifiers(): Notifiers | undefined {
     return this.#notifiers;
+  }
+
+  /** register() counts as one, each get() that finds it as one more; put() takes one away. 0: not registered, or put. */
+  get users(): number {
+    return this.#users;
+  }
+
+  /** @internal */
+  addUsers(delta: number): void {
+    this.#users += delta;
   }
 
   /** @internal */
@@ -69,6 +88,7 @@ export class MmuNotifier implements AsyncDisposable {
     this.#notifiers = notifiers;
     this.#record = record;
     this.#generation = generation;
+    this.#users = 1;
     this.#open.clear();
   }
 
@@ -76,6 +96,7 @@ export class MmuNotifier implements AsyncDisposable {
   detach(): void {
     this.#notifiers = undefined;
     this.#record = 0 as ListNotifier;
+    this.#users = 0;
   }
 
   /** @internal */

@@ -2,7 +2,7 @@
  * The notifiers of one space, as users and primary MMUs see them. Linux: include/linux/mmu_notifier.h.
  * Registration lives here; the state machine in subscriptions.ts, the calls in delivery.ts.
  */
-import { MmError } from "../errors.ts";
+import { isMmError, MmError } from "../errors.ts";
 import { allocWords, createLocalArena, heapOf, itFirst, itLast, itNext, itStart } from "../memory/index.ts";
 import {
   type Agent,
@@ -12,29 +12,37 @@ import {
   isPromise,
   loopOf,
   isOp,
+  MSG_SUBJECT,
   type Op,
+  ownerGone,
   promiseOp,
   runAsync,
   runBlocking,
+  start,
   syncFacet,
   tryFacet,
+  waitOp,
+  wakeQueue,
 } from "../sched/index.ts";
 import { lockSpin, synchronizeSrcuOp, unlockSpin } from "../sync/index.ts";
 import { ADDRESS_END } from "../units.ts";
+import { clearFlushYoung, clearYoung, testYoung } from "./aging.ts";
+import { callbackThrew, inCallback } from "./callbacks.ts";
 import {
-  clearFlushYoung,
-  clearYoung,
   type DeliveryContext,
-  endOpenRange,
-  handleMessages,
   type LocalSubscribers,
   makeRange,
   type OpenRange,
+  Registry,
+} from "./context.ts";
+import {
+  endOpenRange,
+  handleMessages,
+  openRange,
+  REFUSES_WITH_END,
   releaseIntervalsOp,
   releaseListOp,
   releaseOneOp,
-  tellStartOp,
-  testYoung,
 } from "./delivery.ts";
 import {
   type IntervalId,
@@ -53,7 +61,9 @@ import {
 } from "./intervalNotifier.ts";
 import {
   IV_GENERATION,
+  IV_LOCAL,
   IV_SUBS,
+  IV_WORDS,
   LIST_LINKED,
   LIST_PENDING,
   LIST_UNLINKED,
@@ -66,6 +76,7 @@ import {
   LN_OP_CLEAR_YOUNG,
   LN_OP_END,
   LN_OP_RELEASE,
+  LN_OP_SECONDARY_TLBS,
   LN_OP_START,
   LN_OP_TEST_YOUNG,
   LN_OPS,
@@ -73,22 +84,28 @@ import {
   LN_PAGE_SHIFT,
   LN_STATE,
   LN_SUBS,
-  LN_WORDS,
+  MESSAGE_PUT,
   type Subs,
-  SUBS_INTERVALS,
+  SUBS_ID,
   SUBS_LIST,
   SUBS_LOCK,
+  SUBS_QUEUE,
   SUBS_SRCU,
   SUBS_TREE,
+  subsFreedAt,
+  subsPutAt,
 } from "./layout.ts";
-import type { MmuNotifier } from "./mmuNotifier.ts";
+import { MmuNotifier } from "./mmuNotifier.ts";
+import { invalidateOwnSecondaryTlbs, postSecondaryTlbs } from "./secondaryTlbs.ts";
 import {
-  beginRange,
+  allocListNotifier,
   cancelListNotifier,
   createSubscriptions,
+  disownSubscriptions,
   freeListNotifier,
   hasSubscriptions,
   insertInterval,
+  isGone,
   isReleased,
   linkListNotifier,
   markReleased,
@@ -103,6 +120,8 @@ type Change<T> = (range: MmuNotifierRange) => T | Promise<T> | Op<T>;
 export interface NotifierOperations {
   register(notifier: MmuNotifier): Op<void>;
   unregister(notifier: MmuNotifier): Op<void>;
+  get(ops: MmuNotifierOps): Op<MmuNotifier>;
+  synchronize(): Op<void>;
   insert(ops: MmuIntervalNotifierOps, start: number, length: number): Op<IntervalNotifier>;
   invalidateRangeStart(range: RangeRequest): Op<MmuNotifierRange>;
   invalidate<T>(range: RangeRequest, change: Change<T>): Op<T>;
@@ -114,13 +133,25 @@ const localOf = new WeakMap<Agent, LocalSubscribers>();
 function localSubscribers(agent: Agent): LocalSubscribers {
   let local = localOf.get(agent);
   if (!local) {
-    local = { intervals: new Map(), list: new Map(), spaces: new Map() };
+    local = { intervals: new Registry(), list: new Map(), spaces: new Map(), refusedWithEnd: new WeakSet() };
     localOf.set(agent, local);
     handleMessages(agent, local);
+    const { spaces } = local;
+    agent.handle(MESSAGE_PUT, (m) =>
+      spaces.get(Atomics.load(agent.words, m + MSG_SUBJECT) as Subs)?.space.notifiers.free(),
+    );
     const heap = heapOf(agent.words);
     agent.allocMessage ??= (words) => allocWords(agent, heap, words);
   }
   return local;
+}
+
+/** Linux: UINT_MAX. */
+const MOST_USERS = 2 ** 32 - 1;
+/** Flushes every secondary TLB that is notified through this agent: an agent that cannot say which asks for it. */
+export function invalidateAllSecondaryTlbs(agent: Agent): void {
+  for (const c of localOf.get(agent)?.spaces.values() ?? [])
+    if (!isGone(c)) invalidateOwnSecondaryTlbs(c, 0, ADDRESS_END);
 }
 
 /** Page size of accessed bitmaps where no PhysicalMemory says otherwise. */
@@ -138,6 +169,9 @@ export class Notifiers {
   /** @internal The operations themselves, for those that drive them. */
   readonly operations: NotifierOperations;
   readonly #pageShift: number;
+  /** Put, and not freed yet. */
+  readonly #toFree: MmuNotifier[] = [];
+  #freeing = false;
 
   /** @internal */
   constructor(agent: Agent, heap: number, subs: Subs, space: NotifierSpace | undefined, pageShift: number) {
@@ -146,15 +180,20 @@ export class Notifiers {
     this.context = {
       agent,
       subs,
+      id: Atomics.load(agent.words, subs + SUBS_ID),
       heap,
       maxAgents: Atomics.load(agent.words, HDR_MAX_AGENTS),
       space: space ?? { id: subs, notifiers: this },
       local: localSubscribers(agent),
     };
-    this.context.local.spaces.set(subs, this.context);
+    const { spaces } = this.context.local;
+    for (const [at, known] of spaces) if (isGone(known)) spaces.delete(at);
+    spaces.set(subs, this.context);
     this.operations = {
       register: (notifier) => this.#registerOp(notifier),
       unregister: (notifier) => this.#unregisterOp(notifier),
+      get: (ops) => this.#getOp(ops),
+      synchronize: () => this.#synchronizeOp(),
       insert: (ops, start, length) => this.#insertOp(ops, start, length),
       invalidateRangeStart: (range) => this.#startOp(range),
       invalidate: (range, change) => this.#invalidateOp(range, change),
@@ -167,9 +206,9 @@ export class Notifiers {
     this.try = tryFacet(agent, this.operations);
   }
 
-  /** @internal Forgets the space in this agent. */
-  forget(): void {
-    this.context.local.spaces.delete(this.context.subs);
+  /** @internal The space is gone: its subscriptions go with the last of them. */
+  disown(): void {
+    disownSubscriptions(this.context);
   }
 
   /** @internal For exit(). */
@@ -177,9 +216,9 @@ export class Notifiers {
     return this.#releaseOp();
   }
 
-  /** @internal True while an interval is registered, by any agent. */
-  get inUse(): boolean {
-    return Atomics.load(this.agent.words, this.context.subs + SUBS_INTERVALS) !== 0;
+  /** @internal Frees what this agent has put; a message of its own asks for it. */
+  free(): void {
+    this.#startFreeing();
   }
 
   /** @internal For the reaper of the row that owns the space. */
@@ -189,7 +228,7 @@ export class Notifiers {
 
   #checkLive(operation: string): void {
     this.agent.checkUsable(operation);
-    if (isReleased(this.context)) {
+    if (isGone(this.context) || isReleased(this.context)) {
       throw new MmError("ESRCH", operation, "the space is exiting or has exited");
     }
   }
@@ -229,16 +268,17 @@ export class Notifiers {
   }
 
   *#registerOp(notifier: MmuNotifier): Op<void> {
-    const { agent, heap, subs, local } = this.context;
+    const { agent, subs, local } = this.context;
     const w = agent.words;
     const loop = loopOf(agent);
     this.#checkLive("register");
     if (notifier.notifiers) throw new MmError("EBUSY", "register", "this notifier is registered already");
+    this.#checkOps(notifier.ops);
     const { accessed } = notifier;
     if (accessed && accessed.bits.buffer !== w.buffer) {
       throw new MmError("EINVAL", "register", "the bits of accessed must come from memory.allocShared()");
     }
-    const ln = allocWords(agent, heap, LN_WORDS) as ListNotifier;
+    const ln = allocListNotifier(this.context);
     if (ln === 0)
       throw new MmError("ENOMEM", "register", "the arena is full; create the memory with a larger arena");
     Atomics.store(w, ln + LN_OWNER, agent.ownerId);
@@ -265,6 +305,16 @@ export class Notifiers {
       this.#forgetListed(notifier, ln);
       throw error;
     }
+  }
+
+  /** What no notifier may implement together. */
+  #checkOps(ops: MmuNotifierOps): void {
+    if (ops.archInvalidateSecondaryTlbs && (ops.invalidateRangeStart || ops.invalidateRangeEnd)) {
+      const why = "archInvalidateSecondaryTlbs excludes invalidateRangeStart and invalidateRangeEnd";
+      throw new MmError("EINVAL", "register", why);
+    }
+    if (this.agent.debug && this.context.local.refusedWithEnd.has(ops))
+      throw new MmError("EINVAL", "register", REFUSES_WITH_END);
   }
 
   /** Preconditions: off every list, and no walker is at it. */
@@ -310,6 +360,139 @@ export class Notifiers {
     if (notifier.generation === generation && notifier.record === ln) this.#forgetListed(notifier, ln);
   }
 
+  /**
+   * The notifier of these callbacks in this space, registered if it is not yet; counted, see put(). One for each agent and
+   * object of callbacks, also one that register() was given. May wait, as register(). Errors: as register(); EOVERFLOW;
+   * ECALLBACK if allocNotifier threw, EINVAL if it gave something else. Linux: mmu_notifier_get().
+   */
+  get(ops: MmuNotifierOps): Promise<MmuNotifier> {
+    return runAsync(this.agent, this.#getOp(ops));
+  }
+
+  *#getOp(ops: MmuNotifierOps): Op<MmuNotifier> {
+    this.#checkLive("get");
+    for (let known = this.#registeredWith(ops); known; known = this.#registeredWith(ops)) {
+      const ln = known.record;
+      const { generation } = known;
+      // Somebody else's get() or register() is about to finish, or to fail: then it is for us to register it.
+      yield* waitUntilLinkedOp(this.context, ln);
+      if (known.record !== ln || known.generation !== generation || known.users === 0) continue;
+      if (known.users >= MOST_USERS)
+        throw new MmError("EOVERFLOW", "get", "this notifier has too many users");
+      known.addUsers(1);
+      return known;
+    }
+    const notifier = this.#alloc(ops);
+    try {
+      yield* this.#registerOp(notifier);
+    } catch (error) {
+      this.#callFree(notifier);
+      throw error;
+    }
+    return notifier;
+  }
+
+  /** A notifier with these callbacks that is registered here, or about to be. */
+  #registeredWith(ops: MmuNotifierOps): MmuNotifier | undefined {
+    for (const notifier of this.context.local.list.values()) {
+      if (notifier.notifiers === this && notifier.ops === ops && notifier.users > 0) return notifier;
+    }
+    return undefined;
+  }
+
+  #alloc(ops: MmuNotifierOps): MmuNotifier {
+    let notifier: MmuNotifier;
+    try {
+      notifier = ops.allocNotifier
+        ? inCallback(this.agent, () => ops.allocNotifier!(this.context.space))
+        : new MmuNotifier(ops);
+    } catch (cause) {
+      throw callbackThrew("allocNotifier", cause);
+    }
+    if (!(notifier instanceof MmuNotifier) || notifier.ops !== ops || notifier.notifiers) {
+      throw new MmError("EINVAL", "get", "allocNotifier must return a new MmuNotifier of the same callbacks");
+    }
+    return notifier;
+  }
+
+  /**
+   * Gives a use of a notifier back. The last one takes it off the list at once; callbacks that run already may still be
+   * running, so it is freed, and freeNotifier called, after a grace period. Its release is called only if the space ends
+   * first: drop all translations before. Never waits; also in callbacks. Errors: EPERM if another agent registered it,
+   * EINVAL if it has no use to give back. Linux: mmu_notifier_put().
+   */
+  put(notifier: MmuNotifier): void {
+    const { agent, subs, maxAgents, local } = this.context;
+    const ln = notifier.record;
+    if (notifier.notifiers && notifier.notifiers.agent !== agent)
+      throw new MmError("EPERM", "put", "only the agent that registered a notifier gives it back");
+    const mine = notifier.notifiers === this && local.list.get(ln) === notifier;
+    if (!mine || notifier.users === 0 || Atomics.load(agent.words, ln + LN_STATE) === LIST_PENDING)
+      throw new MmError("EINVAL", "put", "this notifier has no use here to give back");
+    notifier.addUsers(-1);
+    if (notifier.users > 0) return;
+    unlinkListNotifier(this.context, ln);
+    Atomics.add(agent.words, subsPutAt(subs, maxAgents, agent.slot), 1);
+    this.#toFree.push(notifier);
+    // Not here and now: the caller may be a callback of this very notifier.
+    const message = agent.tryReserveMessage(MESSAGE_PUT);
+    if (message === 0) return queueMicrotask(() => this.#startFreeing()); // the arena is full
+    Atomics.store(agent.words, message + MSG_SUBJECT, subs);
+    agent.send(agent.slot, message, true);
+  }
+
+  #startFreeing(): void {
+    if (this.#freeing) return;
+    this.#freeing = true;
+    start(this.agent, this.#freeOp(), (settled) => {
+      this.#freeing = false;
+      if ("error" in settled && isMmError(settled.error)) this.agent.report(settled.error);
+    });
+  }
+
+  /** Frees what has been put, in that order. */
+  *#freeOp(): Op<void> {
+    const { agent, subs, maxAgents } = this.context;
+    while (this.#toFree.length > 0) {
+      const batch = this.#toFree.length;
+      yield* synchronizeSrcuOp(agent, subs + SUBS_SRCU);
+      for (const notifier of this.#toFree.splice(0, batch)) {
+        this.#forgetListed(notifier, notifier.record);
+        this.#callFree(notifier);
+        Atomics.add(agent.words, subsFreedAt(subs, maxAgents, agent.slot), 1);
+      }
+      wakeQueue(agent.words, subs + SUBS_QUEUE);
+    }
+  }
+
+  #callFree(notifier: MmuNotifier): void {
+    try {
+      inCallback(this.agent, () => notifier.ops.freeNotifier?.(notifier));
+    } catch (cause) {
+      this.agent.report(callbackThrew("freeNotifier", cause));
+    }
+  }
+
+  /**
+   * Waits until every put() so far, of any agent, has freed what it put. May wait; not in a callback.
+   * Linux: mmu_notifier_synchronize(), which waits for a grace period only.
+   */
+  synchronize(): Promise<void> {
+    return runAsync(this.agent, this.#synchronizeOp());
+  }
+
+  *#synchronizeOp(): Op<void> {
+    const { agent, subs, maxAgents } = this.context;
+    const w = agent.words;
+    for (let slot = 0; slot < agent.top(); slot++) {
+      const owner = agent.ownerAt(slot);
+      const puts = Atomics.load(w, subsPutAt(subs, maxAgents, slot));
+      const freed = (): boolean =>
+        ((Atomics.load(w, subsFreedAt(subs, maxAgents, slot)) - puts) | 0) >= 0 || ownerGone(w, owner);
+      yield* waitOp(subs + SUBS_QUEUE, freed, "notifiers that have been put", () => owner);
+    }
+  }
+
   // ---- intervals -----------------------------------------------------------------------------------------------------
 
   /**
@@ -345,29 +528,34 @@ export class Notifiers {
       start,
       last,
       ops,
-      () => local.intervals.delete(node),
+      this.#forgetInterval,
     );
-    local.intervals.set(node, interval);
+    interval.local = local.intervals.add(interval);
+    Atomics.store(agent.words, node + IV_LOCAL, interval.local);
     loopOf(agent).listen();
     return interval;
   }
+
+  readonly #forgetInterval = (interval: IntervalNotifier): void => {
+    this.context.local.intervals.delete(interval.local);
+  };
 
   /** An interval of another agent: readBegin, readRetry and checkRetry only. Errors: ESRCH if it has been removed. */
   interval(id: IntervalId): IntervalNotifier {
     const { agent, subs, local } = this.context;
     const node = nodeOfIntervalId(id);
-    const own = local.intervals.get(node);
-    if (own && own.id === id) return own;
     const w = agent.words;
     if (
       !Number.isSafeInteger(id) ||
       id <= 0 ||
-      node >= w.length - IV_GENERATION ||
+      node >= w.length - IV_WORDS ||
       Atomics.load(w, node + IV_GENERATION) !== generationOfIntervalId(id) ||
       Atomics.load(w, node + IV_SUBS) !== subs
     ) {
       throw new MmError("ESRCH", "interval", "no such interval notifier in this space");
     }
+    const own = local.intervals.get(Atomics.load(w, node + IV_LOCAL));
+    if (own?.id === id) return own;
     return new IntervalNotifier(
       this.context,
       id,
@@ -420,7 +608,8 @@ export class Notifiers {
 
   *#startOp(request: RangeRequest): Op<MmuNotifierRange> {
     const range = this.#newRange(request, this.agent.current?.mode !== "try");
-    if (!beginRange(this.context, range.start, range.end)) yield* tellStartOp(this.context, range, false);
+    const rest = openRange(this.context, range, false);
+    if (rest) yield* rest;
     range.opener = this;
     return range;
   }
@@ -429,8 +618,11 @@ export class Notifiers {
   #startNow(request: RangeRequest): MmuNotifierRange {
     const { agent, context } = this;
     agent.checkNotInCallback("invalidateRangeStart");
+    // Before it may say EAGAIN, so that a loop of tries never starves the agent that must answer.
+    if (agent.wanted) agent.safepoint();
     const range = this.#newRange(request, agent.mayBlock);
-    if (!beginRange(context, range.start, range.end)) runBlocking(agent, tellStartOp(context, range, false));
+    const rest = openRange(context, range, false);
+    if (rest) runBlocking(agent, rest);
     range.opener = this;
     return range;
   }
@@ -488,6 +680,15 @@ export class Notifiers {
   }
 
   /**
+   * Entries of `[start, end)` (bytes) have changed: who keeps translations of its own walks of them drops those. This
+   * agent's notifiers are called at once, other agents' at their next safepoint, which nobody waits for; an AddressSpace
+   * does wait for them. Never waits. Linux: mmu_notifier_arch_invalidate_secondary_tlbs().
+   */
+  archInvalidateSecondaryTlbs(start: number, end: number): void {
+    postSecondaryTlbs(this.context, start, end);
+  }
+
+  /**
    * The space dies: intervals get a Release event, list notifiers their release op, and are taken off the list. Once.
    * May wait. Linux: mmu_notifier_release().
    */
@@ -520,7 +721,8 @@ function implemented(ops: MmuNotifierOps): number {
     (ops.clearYoung ? LN_OP_CLEAR_YOUNG : 0) |
     (ops.testYoung ? LN_OP_TEST_YOUNG : 0) |
     (ops.invalidateRangeStart ? LN_OP_START : 0) |
-    (ops.invalidateRangeEnd ? LN_OP_END : 0)
+    (ops.invalidateRangeEnd ? LN_OP_END : 0) |
+    (ops.archInvalidateSecondaryTlbs ? LN_OP_SECONDARY_TLBS : 0)
   );
 }
 

@@ -40,6 +40,7 @@ import { type Agent, type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { lockSpin, reapSrcu, unlockSpin } from "../sync/index.ts";
 import {
   FIRST_SEQ,
+  GONE_ID,
   INTERVAL_FREE,
   INTERVAL_INSERTING,
   INTERVAL_ORPHANED,
@@ -58,6 +59,8 @@ import {
   LIST_UNLINKED,
   type ListNotifier,
   LN_NEXT,
+  LN_OP_SECONDARY_TLBS,
+  LN_OPS,
   LN_OWNER,
   LN_STATE,
   LN_WORDS,
@@ -70,14 +73,19 @@ import {
   SUBS_LIST,
   SUBS_LIVE,
   SUBS_LOCK,
+  SUBS_OWNED,
   SUBS_PENDING,
   SUBS_QUEUE,
   SUBS_RELEASED,
+  SUBS_SECONDARY_TLBS,
   SUBS_SEQ,
   SUBS_SRCU,
   SUBS_STATE,
   SUBS_TREE,
+  subsFreedAt,
+  subsListedAt,
   subsOpenAt,
+  subsPutAt,
   subsWords,
 } from "./layout.ts";
 
@@ -85,6 +93,8 @@ import {
 export interface SubsContext {
   readonly agent: Agent;
   readonly subs: Subs;
+  /** SUBS_ID, when this way to them was made. */
+  readonly id: number;
   readonly maxAgents: number;
   readonly heap: number;
 }
@@ -95,12 +105,36 @@ export function createSubscriptions(agent: Agent, heap: number, maxAgents: numbe
   if (subs === 0) return subs;
   Atomics.store(agent.words, subs + SUBS_SEQ, FIRST_SEQ);
   Atomics.store(agent.words, subs + SUBS_ID, id);
+  Atomics.store(agent.words, subs + SUBS_OWNED, 1);
   return subs;
 }
 
-/** Preconditions: nothing is registered any more. */
-export function destroySubscriptions(c: SubsContext): void {
-  freeWords(c.agent, c.heap, c.subs, subsWords(c.maxAgents));
+/**
+ * The space is gone, or whoever made the notifiers has no more use for them: the record goes with its last subscription.
+ * Linux: mm_count, of which each registration holds one.
+ */
+export function disownSubscriptions(c: SubsContext): void {
+  dropUse(c, c.subs + SUBS_OWNED);
+}
+
+/** Takes one from a count of uses; the last use of all frees the record. */
+function dropUse(c: SubsContext, count: number): void {
+  const { agent, subs } = c;
+  lockSpin(agent, subs + SUBS_LOCK);
+  Atomics.sub(agent.words, count, 1);
+  const last = isUnusedLocked(c);
+  if (last) Atomics.store(agent.words, subs + SUBS_ID, GONE_ID);
+  unlockSpin(agent, subs + SUBS_LOCK);
+  if (last) freeWords(agent, c.heap, subs, subsWords(c.maxAgents));
+}
+
+function isUnusedLocked(c: SubsContext): boolean {
+  const { subs, maxAgents } = c;
+  const w = c.agent.words;
+  if (Atomics.load(w, subs + SUBS_OWNED) !== 0 || Atomics.load(w, subs + SUBS_INTERVALS) !== 0) return false;
+  for (let slot = 0; slot < maxAgents; slot++)
+    if (Atomics.load(w, subsListedAt(subs, maxAgents, slot)) !== 0) return false;
+  return true;
 }
 
 /** Ranges that are open now, of all agents. Linux: active_invalidate_ranges. */
@@ -154,6 +188,9 @@ export function markReleased(c: SubsContext): boolean {
 
 export const isReleased = (c: SubsContext): boolean =>
   Atomics.load(c.agent.words, c.subs + SUBS_STATE) !== SUBS_LIVE;
+
+/** True once the record is nobody's, or another space's. */
+export const isGone = (c: SubsContext): boolean => Atomics.load(c.agent.words, c.subs + SUBS_ID) !== c.id;
 
 export function hasSubscriptions(c: SubsContext): boolean {
   return Atomics.load(c.agent.words, c.subs + SUBS_ANY) !== 0;
@@ -254,7 +291,10 @@ function closeEpochLocked(c: SubsContext): void {
   while (ordered !== 0) {
     const next = Atomics.load(w, ordered + LN_NEXT);
     Atomics.store(w, ordered + LN_NEXT, Atomics.load(w, subs + SUBS_LIST));
-    if (published === LIST_LINKED) Atomics.store(w, subs + SUBS_LIST, ordered);
+    if (published === LIST_LINKED) {
+      Atomics.store(w, subs + SUBS_LIST, ordered);
+      countSecondaryTlbLocked(c, ordered as ListNotifier, 1);
+    }
     Atomics.store(w, ordered + LN_STATE, published); // last: who registers it looks without the lock
     ordered = next;
   }
@@ -345,8 +385,8 @@ export function* removeIntervalOp(c: SubsContext, node: Interval): Op<void> {
       if (undone) throw error;
     }
   }
-  Atomics.sub(w, subs + SUBS_INTERVALS, 1);
   freeInterval(c, node);
+  dropUse(c, subs + SUBS_INTERVALS);
 }
 
 /** Preconditions: in no tree and on no list. Handles that others have of it answer ESRCH from now on. */
@@ -420,8 +460,19 @@ export function cancelListNotifier(c: SubsContext, ln: ListNotifier): boolean {
   return !linked;
 }
 
+/** The record of a new list notifier of this agent, 0 if the arena is full. */
+export function allocListNotifier(c: SubsContext): ListNotifier {
+  const { agent, subs, maxAgents } = c;
+  const ln = allocWords(agent, c.heap, LN_WORDS) as ListNotifier;
+  if (ln !== 0) Atomics.add(agent.words, subsListedAt(subs, maxAgents, agent.slot), 1);
+  return ln;
+}
+
+/** Preconditions: off every list, and no walker is at it. */
 export function freeListNotifier(c: SubsContext, ln: ListNotifier): void {
-  freeWords(c.agent, c.heap, ln, LN_WORDS);
+  const { agent, subs, maxAgents } = c;
+  freeWords(agent, c.heap, ln, LN_WORDS);
+  dropUse(c, subsListedAt(subs, maxAgents, agent.slot));
 }
 
 /** Takes a list notifier off its list; walkers may still be at it until a grace period has passed. False: it was off. */
@@ -443,10 +494,17 @@ function unlinkFromLocked(c: SubsContext, head: number, ln: ListNotifier): boole
     if (at !== ln) continue;
     // Its own LN_NEXT stays, for walkers that stand on it.
     Atomics.store(w, link, Atomics.load(w, ln + LN_NEXT));
+    if (Atomics.load(w, ln + LN_STATE) === LIST_LINKED) countSecondaryTlbLocked(c, ln, -1);
     Atomics.store(w, ln + LN_STATE, LIST_UNLINKED);
     return true;
   }
   return false;
+}
+
+function countSecondaryTlbLocked(c: SubsContext, ln: ListNotifier, delta: number): void {
+  const w = c.agent.words;
+  if ((Atomics.load(w, ln + LN_OPS) & LN_OP_SECONDARY_TLBS) !== 0)
+    Atomics.add(w, c.subs + SUBS_SECONDARY_TLBS, delta);
 }
 
 // ---- death and checks ------------------------------------------------------------------------------------------------
@@ -456,6 +514,8 @@ export function reapSubscriptions(c: SubsContext, slot: number, ownerId: number)
   const { agent, subs } = c;
   const w = agent.words;
   reapSrcu(agent, subs + SUBS_SRCU, slot);
+  // What it put is nobody's any more.
+  Atomics.store(w, subsFreedAt(subs, c.maxAgents, slot), Atomics.load(w, subsPutAt(subs, c.maxAgents, slot)));
   Atomics.store(w, subsOpenAt(subs, c.maxAgents, slot), 0);
   if (Atomics.load(w, subs + SUBS_LOCK) === ownerId) return "a subscriptions lock";
   lockSpin(agent, subs + SUBS_LOCK);
@@ -467,6 +527,7 @@ export function reapSubscriptions(c: SubsContext, slot: number, ownerId: number)
       if (Atomics.load(w, ln + LN_OWNER) === ownerId) unlinkFromLocked(c, list, ln as ListNotifier);
     }
   }
+  Atomics.store(w, subsListedAt(subs, c.maxAgents, slot), 0);
   unlockSpin(agent, subs + SUBS_LOCK);
   closeEpoch(c);
   return undefined;

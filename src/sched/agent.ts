@@ -292,6 +292,22 @@ export class Agent implements LockOwner {
     return request;
   }
 
+  /** Asks agent `slot` to flush everything, and rings it. */
+  markAll(slot: number): void {
+    this.mark(slot, 0, 0, 0);
+    ring(this.words, slot);
+  }
+
+  /** True once agent `slot` has done what `request` asked, or is gone; not before, also where it is idle or parked. */
+  flushed(slot: number, request: number): boolean {
+    const w = this.words;
+    const target = agentAt(slot);
+    return (
+      ((Atomics.load(w, target + AG_FACK) - request) | 0) >= 0 ||
+      stateOf(Atomics.load(w, target + AG_STATE)) !== AGENT_LIVE
+    );
+  }
+
   /** Turn counter of an agent, to be read after mark(): see acknowledged(). */
   turnOf(slot: number): number {
     return Atomics.load(this.words, agentAt(slot) + AG_TURN);

@@ -7,7 +7,7 @@ import { Notifiers as NotifiersClass } from "../../src/notifier/notifiers.ts";
 import {
   checkSubscriptions,
   createSubscriptions,
-  destroySubscriptions,
+  disownSubscriptions,
   openRanges,
 } from "../../src/notifier/subscriptions.ts";
 import type { MmuIntervalNotifierOps, MmuNotifierRange, RangeRequest } from "../../src/notifier/events.ts";
@@ -64,7 +64,7 @@ export function notifierWorld(
     deferred: () => Atomics.load(arena.words, subs + SUBS_DEFERRED),
     check: () => checkSubscriptions(context),
     dispose: () => {
-      destroySubscriptions(context);
+      disownSubscriptions(context);
       for (const { agent } of agents) if (!agent.detached) agent.detach();
     },
   };

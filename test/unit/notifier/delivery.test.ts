@@ -1,16 +1,10 @@
 /** Who is called, in which order, and what becomes of a range whose callbacks refuse, throw, or wait. */
 import { describe, expect, test, vi } from "vitest";
 import { isMmError, type MmError } from "../../../src/errors.ts";
-import {
-  beginRange,
-  endOpenRange,
-  makeRange,
-  MmuNotifier,
-  tellStartOp,
-} from "../../../src/notifier/index.ts";
+import { endOpenRange, makeRange, MmuNotifier, openRange } from "../../../src/notifier/index.ts";
 import type { MmuNotifierOps, MmuNotifierRange } from "../../../src/notifier/index.ts";
 import { MmuNotifierEvent } from "../../../src/notifier/index.ts";
-import { type Op, runBlocking, waitOp, wakeQueue } from "../../../src/sched/index.ts";
+import { type Op, waitOp, wakeQueue } from "../../../src/sched/index.ts";
 import { AG_SERVED, QUEUE_WORDS } from "../../../src/sched/layout.ts";
 import { words } from "../../lib/arena.ts";
 import {
@@ -280,7 +274,7 @@ describe("a callback that throws", () => {
 
   test("where the change cannot be given up it proceeds, and onError hears of it", () => {
     const world = notifierWorld(1);
-    const { notifiers, agent, errors } = world.agents[0]!;
+    const { notifiers, errors } = world.agents[0]!;
     const log: string[] = [];
     notifiers.sync.insert(
       obedient(() => {
@@ -292,7 +286,7 @@ describe("a callback that throws", () => {
     notifiers.sync.register(logging(log, "list"));
     const { context } = notifiers;
     const open = makeRange(context.space, 0, 10, MmuNotifierEvent.Clear, true);
-    if (!beginRange(context, open.start, open.end)) runBlocking(agent, tellStartOp(context, open, true));
+    expect(openRange(context, open, true)).toBeUndefined();
     expect(world.open()).toBe(1);
     endOpenRange(context, open);
     expect(log).toEqual(["list start", "list end"]);

@@ -1,0 +1,124 @@
+/** Every example, run as its README says, and what it is there to show. Needs a build. */
+import { execFile } from "node:child_process";
+import { existsSync, readdirSync } from "node:fs";
+import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { ROOT } from "../lib/sources.ts";
+
+interface Ended {
+  readonly code: number | string;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** An example's command, in the folder that the README's paths start from. */
+function run(script: string, cwd: string = ROOT): Promise<Ended> {
+  return new Promise((resolve) => {
+    execFile(process.execPath, [script], { cwd, encoding: "utf8" }, (error, stdout, stderr) =>
+      resolve({ code: error ? (error.code ?? String(error.signal)) : 0, stdout, stderr }),
+    );
+  });
+}
+
+const scriptOf = (name: string): string => `examples/${name}/run.mjs`;
+const readExample = (path: string): Promise<string> => readFile(join(ROOT, "examples", path), "utf8");
+const blocksOf = (markdown: string, language: string): string[] =>
+  [...markdown.matchAll(/^```(\w+)\n(.*?)^```$/gms)].filter((m) => m[1] === language).map((m) => m[2]!);
+
+const examples: string[] = readdirSync(join(ROOT, "examples"), { withFileTypes: true })
+  .filter((entry) => entry.isDirectory())
+  .map((entry) => entry.name);
+const outcomes = new Map<string, Ended>();
+
+beforeAll(async () => {
+  if (!existsSync(join(ROOT, "dist/notifier.js")))
+    throw new Error("dist/notifier.js is missing: npm run build");
+  for (const name of examples) outcomes.set(name, await run(scriptOf(name)));
+});
+
+test("there are examples", () => {
+  expect(examples).toContain("stale-cache");
+});
+
+describe.each(examples)("%s", (name) => {
+  test("ends well, with no word to standard error", () => {
+    const { code, stderr } = outcomes.get(name)!;
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  });
+
+  test("its README names the command and shows what it prints", async () => {
+    const readme = await readExample(`${name}/README.md`);
+    expect(blocksOf(readme, "sh").join("")).toContain(`node ${scriptOf(name)}\n`);
+    expect(blocksOf(readme, "text")).toEqual([outcomes.get(name)!.stdout]);
+  });
+
+  test("every relative link of its README leads to a file", async () => {
+    const readme = await readExample(`${name}/README.md`);
+    for (const [, link] of readme.matchAll(/\]\(([^)#:]+)\)/g)) {
+      await expect(readExample(`${name}/${link}`)).resolves.toBeDefined();
+    }
+  });
+});
+
+describe("stale-cache", () => {
+  /** Stale reads and entries of the last lines, by cache. */
+  const staleOf = (stdout: string): Record<string, { reads: number; entries: number }> =>
+    Object.fromEntries(
+      [
+        ...stdout.matchAll(/^(\w+): (\d+) of \d+ reads gave a stale value, (\d+) of \d+ entries are stale/gm),
+      ].map(([, cache, reads, entries]) => [cache!, { reads: Number(reads), entries: Number(entries) }]),
+    );
+
+  test("the wrong cache gives stale values and keeps some, the right one never", () => {
+    const { stdout } = outcomes.get("stale-cache")!;
+    expect(stdout).toMatch(/^20 ms .*get\(7\) gave "old", a stale value .*get\(7\) gave "new"$/m);
+    const { wrong, right } = staleOf(stdout);
+    expect(wrong!.reads).toBeGreaterThan(0);
+    expect(wrong!.entries).toBeGreaterThan(0);
+    expect(right).toEqual({ reads: 0, entries: 0 });
+  });
+
+  test("the README's diff is the one between the two files", async () => {
+    const [diff] = blocksOf(await readExample("stale-cache/README.md"), "diff");
+    /** The lines of one side: those of both, and those with its sign. */
+    const side = (sign: string): string =>
+      diff!
+        .split("\n")
+        .filter((line) => line === "" || line.startsWith(" ") || line.startsWith(sign))
+        .map((line) => line.slice(1))
+        .join("\n");
+    /** Without the comment that says what the file is. */
+    const codeOf = async (file: string): Promise<string> =>
+      (await readExample(`stale-cache/${file}`)).replace(/^\/\*\*.*?\*\/\n+/s, "");
+    expect(side("-")).toBe(await codeOf("wrong.mjs"));
+    expect(side("+")).toBe(await codeOf("right.mjs"));
+  });
+
+  describe("a copy with a line taken out of right.mjs", () => {
+    let project = "";
+
+    beforeAll(async () => {
+      project = await mkdtemp(join(tmpdir(), "bifolio-examples-"));
+      await mkdir(join(project, "node_modules"));
+      await symlink(ROOT, join(project, "node_modules", "bifolio"), "junction");
+    });
+
+    afterAll(() => rm(project, { recursive: true, force: true }));
+
+    test.each([["interval.setSeq(curSeq);"], ["if (interval.readRetry(seq)) return get(key);"]])(
+      "%s: stale values, and the command fails",
+      async (line) => {
+        const script = join(project, scriptOf("stale-cache"));
+        await cp(join(ROOT, "examples"), join(project, "examples"), { recursive: true });
+        const right = await readExample("stale-cache/right.mjs");
+        expect(right.split(line)).toHaveLength(2);
+        await writeFile(join(dirname(script), "right.mjs"), right.replace(line, ""));
+        const { code, stdout } = await run(script, project);
+        expect(code).toBe(1);
+        expect(staleOf(stdout)["right"]!.reads).toBeGreaterThan(0);
+      },
+    );
+  });
+});
