@@ -22,6 +22,8 @@ const ROWS = [
   "cow-fault",
   "notifier",
   "intervals",
+  "kvm",
+  "remote",
   "ack",
   "streaming",
   "mirror",

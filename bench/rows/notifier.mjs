@@ -1,146 +1,180 @@
-/** The notifier subsystem by itself. */
-import {
-  beginRange,
-  endOpenRange,
-  makeRange,
-  MmuNotifier,
-  MmuNotifierEvent,
-  tellStartOp,
-} from "../../.test-build/testing.js";
+/** The notifier subsystem by itself, without a primary MMU. */
 import { interleave, keep, lineOf, nsPerOperation } from "../lib/interleave.mjs";
-import { openMemory, PAGE } from "../lib/memory.mjs";
+import {
+  denseIntervals,
+  intervalOps,
+  invalidations,
+  listNotifiers,
+  newListNotifier,
+  PER_PAGE,
+  spreadIntervals,
+} from "../lib/invalidations.mjs";
+import { PAGE } from "../lib/memory.mjs";
+import { median } from "../lib/statistics.mjs";
+import { significant } from "../lib/table.mjs";
 
 const ROUNDS = 100_000;
-const SUBSCRIPTIONS = 10_000;
-/** Intervals of 16 pages, one page apart, from here on. */
-const FIRST = 2 ** 30;
-const SPACING = 17 * PAGE;
+/** Of what calls subscribers, a few and many. */
+const CALL_ROUNDS = 20_000;
+const LONG_ROUNDS = 2000;
+const CHANGES = 5000;
+const INTERVALS = [0, 1, 100, 10_000, 100_000];
+const LISTED = [1, 8, 64];
+/** Numbers of intervals beside which one is inserted and removed. */
+const OTHERS = [0, 10_000, 100_000];
 
-const ops = {
-  invalidate(interval, _range, curSeq) {
-    interval.setSeq(curSeq);
-    return true;
-  },
-};
+const MISS_GOAL = "at most 80 ns";
+const HIT_GOAL = "at most 240 ns";
+const CHANGE_GOAL = "at most 1.4 us";
 
-/** One space each, so that its subscriptions are those of one variant. */
-async function spaceWith(memory, subscriptions) {
-  const space = await memory.createSpace();
-  const intervals = [];
-  for (let n = 0; n < subscriptions; n++) {
-    intervals.push(space.notifiers.sync.insert(ops, FIRST + n * SPACING, 16 * PAGE));
+const plural = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
+
+/** Every combination of subscribers and of how many an invalidation meets: { what, subject, startOf, rounds, goal }. */
+async function combinations(spread) {
+  const cases = [];
+  for (const count of INTERVALS) {
+    const subject = spread.get(count);
+    const what = (hit) => `invalidate, ${plural(count, "interval")}, ${hit} hit`;
+    const goal = count <= 1 ? MISS_GOAL : undefined;
+    cases.push({ what: what("none"), subject, startOf: subject.uncovered, rounds: ROUNDS, goal });
+    if (count >= 1) {
+      const hitGoal = count === 1 ? HIT_GOAL : undefined;
+      cases.push({
+        what: what("one"),
+        subject,
+        startOf: subject.covered,
+        rounds: CALL_ROUNDS,
+        goal: hitGoal,
+      });
+    }
+    if (count >= PER_PAGE) {
+      const dense = await denseIntervals(count);
+      cases.push({ what: what(PER_PAGE), subject: dense, startOf: dense.covered, rounds: LONG_ROUNDS });
+    }
   }
-  return { notifiers: space.notifiers, intervals };
+  for (const count of LISTED) {
+    const subject = await listNotifiers(count);
+    const what = `invalidate, ${plural(count, "list notifier")}`;
+    const rounds = count > 8 ? LONG_ROUNDS : CALL_ROUNDS;
+    cases.push({
+      what,
+      subject,
+      startOf: subject.uncovered,
+      rounds,
+      goal: count === 1 ? HIT_GOAL : undefined,
+    });
+  }
+  return cases;
 }
 
-/** Two ways to raise a range of one page, which starts at `startOf(n)`: the public form, and what the mm row calls. */
-function raise({ notifiers }, startOf) {
-  const { context } = notifiers;
-  const startOp = (range) => {
-    const done =
-      beginRange(context, range.start, range.end) || tellStartOp(context, range, false).next().done;
-    if (!done) throw new Error("a range with subscribers in this agent only had to wait");
-  };
-  return {
-    inner: () =>
-      nsPerOperation(ROUNDS, () => {
-        for (let n = 0; n < ROUNDS; n++) {
-          const start = startOf(n);
-          const range = makeRange(context.space, start, start + PAGE, MmuNotifierEvent.Clear, true);
-          startOp(range);
-          endOpenRange(context, range);
-        }
-      }),
-    public: () =>
-      nsPerOperation(ROUNDS, () => {
-        for (let n = 0; n < ROUNDS; n++) {
-          const start = startOf(n);
-          const request = { start, end: start + PAGE, event: MmuNotifierEvent.Clear };
-          notifiers.invalidateRangeEnd(notifiers.sync.invalidateRangeStart(request));
-        }
-      }),
-  };
+/** Inserts one interval between others, again and again, and removes it. */
+function changes({ notifiers, uncovered }) {
+  const starts = Float64Array.from({ length: CHANGES }, (_, n) => uncovered(n));
+  return () =>
+    nsPerOperation(CHANGES, () => {
+      for (let n = 0; n < CHANGES; n++) {
+        notifiers.sync.insert(intervalOps, starts[n], PAGE).sync.remove();
+      }
+    });
 }
 
 export default {
   measures:
     "begin and end of an invalidation of one page, and of a fill that no invalidation overtakes, against a counter bumped by hand",
   async run({ repetitions }) {
-    const { memory } = await openMemory(16, { arena: "64 MiB" });
-    const nobody = await spaceWith(memory, 0);
-    const many = await spaceWith(memory, SUBSCRIPTIONS);
-    const [interval] = (await spaceWith(memory, 1)).intervals;
-    const listed = await spaceWith(memory, 0);
-    await listed.notifiers.register(
-      new MmuNotifier({ invalidateRangeStart: () => true, invalidateRangeEnd() {} }),
-    );
-    const anywhere = (n) => FIRST + (n & 1023) * PAGE;
-    const missing = raise(nobody, anywhere);
-    const hearing = raise(listed, anywhere);
-    // The first page of an interval; the page between it and the next comes 16 pages later.
-    const scattered = (n) => FIRST + ((n * 7919) % SUBSCRIPTIONS) * SPACING;
-    const between = raise(many, (n) => scattered(n) + 16 * PAGE);
-    const inside = raise(many, scattered);
+    const spread = new Map();
+    for (const count of INTERVALS) spread.set(count, await spreadIntervals(count));
+    const cases = await combinations(spread);
+    const [interval] = spread.get(1).intervals;
+    const registering = await listNotifiers(0);
     const words = new Int32Array(new SharedArrayBuffer(64));
 
-    const samples = await interleave(
-      {
-        tryRead: () =>
-          nsPerOperation(ROUNDS, () => {
-            let retries = 0;
-            for (let n = 0; n < ROUNDS; n++) retries += interval.readRetry(interval.tryReadBegin()) ? 1 : 0;
-            keep(retries);
-          }),
-        syncRead: () =>
-          nsPerOperation(ROUNDS, () => {
-            let retries = 0;
-            for (let n = 0; n < ROUNDS; n++) retries += interval.readRetry(interval.sync.readBegin()) ? 1 : 0;
-            keep(retries);
-          }),
-        readByHand: () =>
-          nsPerOperation(ROUNDS, () => {
-            let retries = 0;
-            for (let n = 0; n < ROUNDS; n++) {
-              const seq = Atomics.load(words, 0);
-              if ((seq & 1) !== 0 || Atomics.load(words, 0) !== seq) retries++;
-            }
-            keep(retries);
-          }),
-        changeByHand: () =>
-          nsPerOperation(ROUNDS, () => {
-            for (let n = 0; n < ROUNDS; n++) {
-              Atomics.add(words, 0, 1);
-              Atomics.add(words, 0, 1);
-            }
-          }),
-        missingInner: missing.inner,
-        missingPublic: missing.public,
-        betweenInner: between.inner,
-        betweenPublic: between.public,
-        insideInner: inside.inner,
-        insidePublic: inside.public,
-        hearingInner: hearing.inner,
-      },
-      { repetitions },
-    );
-    await memory.close();
+    const variants = {
+      tryRead: () =>
+        nsPerOperation(ROUNDS, () => {
+          let retries = 0;
+          for (let n = 0; n < ROUNDS; n++) retries += interval.readRetry(interval.tryReadBegin()) ? 1 : 0;
+          keep(retries);
+        }),
+      syncRead: () =>
+        nsPerOperation(ROUNDS, () => {
+          let retries = 0;
+          for (let n = 0; n < ROUNDS; n++) retries += interval.readRetry(interval.sync.readBegin()) ? 1 : 0;
+          keep(retries);
+        }),
+      readByHand: () =>
+        nsPerOperation(ROUNDS, () => {
+          let retries = 0;
+          for (let n = 0; n < ROUNDS; n++) {
+            const seq = Atomics.load(words, 0);
+            if ((seq & 1) !== 0 || Atomics.load(words, 0) !== seq) retries++;
+          }
+          keep(retries);
+        }),
+      changeByHand: () =>
+        nsPerOperation(ROUNDS, () => {
+          for (let n = 0; n < ROUNDS; n++) {
+            Atomics.add(words, 0, 1);
+            Atomics.add(words, 0, 1);
+          }
+        }),
+      register: () =>
+        nsPerOperation(CHANGES, () => {
+          const { sync } = registering.notifiers;
+          for (let n = 0; n < CHANGES; n++) {
+            const notifier = newListNotifier();
+            sync.register(notifier);
+            sync.unregister(notifier);
+          }
+        }),
+    };
+    for (const count of OTHERS) variants[`change ${count}`] = changes(spread.get(count));
+    for (const { what, subject, startOf, rounds } of cases) {
+      const raised = invalidations(subject, startOf, rounds);
+      variants[`${what}, inner`] = raised.inner;
+      variants[`${what}, public`] = raised.public;
+    }
+    const samples = await interleave(variants, { repetitions });
+    for (const { memory } of new Set([...spread.values(), ...cases.map((c) => c.subject), registering])) {
+      await memory.close();
+    }
 
     const against = (base) => (what, bifolio, goal) =>
       lineOf({ what, unit: "ns", bifolio, goal, alternative: { name: "counter by hand", samples: base } });
     const read = against(samples.readByHand);
     const change = against(samples.changeByHand);
+    const growth = (form) =>
+      INTERVALS.filter((count) => count > 0)
+        .map((count) => {
+          const ns = median(samples[`invalidate, ${plural(count, "interval")}, none hit, ${form}`]);
+          return `${significant(ns)} ns at ${count.toLocaleString("en")}`;
+        })
+        .join(", ");
     return {
-      notes: ["inner: as mmap and its like raise a range, from inside an operation that runs already"],
+      notes: [
+        "inner: as mmap and its like raise a range, from inside an operation that runs already; public: notifiers.sync",
+        `growth with intervals that are not hit, inner: ${growth("inner")}`,
+        `growth with intervals that are not hit, public: ${growth("public")}`,
+      ],
       lines: [
         read("tryReadBegin + readRetry", samples.tryRead, "at most 40 ns"),
         read("sync.readBegin + readRetry", samples.syncRead, "at most 40 ns"),
-        change("invalidate, no subscriber, inner", samples.missingInner, "at most 80 ns"),
-        change("invalidate, no subscriber, public", samples.missingPublic),
-        change("invalidate, 10,000 elsewhere, inner", samples.betweenInner, "at most 400 ns"),
-        change("invalidate, 10,000 elsewhere, public", samples.betweenPublic, "at most 400 ns"),
-        change("invalidate, one of 10,000 hit, inner", samples.insideInner),
-        change("invalidate, one of 10,000 hit, public", samples.insidePublic),
-        change("invalidate, one list notifier, inner", samples.hearingInner),
+        ...cases.flatMap(({ what, goal }) =>
+          ["inner", "public"].map((form) => change(`${what}, ${form}`, samples[`${what}, ${form}`], goal)),
+        ),
+        ...OTHERS.map((count) =>
+          lineOf({
+            what: `insert and remove beside ${plural(count, "interval")}`,
+            unit: "ns",
+            bifolio: samples[`change ${count}`],
+            goal: count === OTHERS.at(-1) ? CHANGE_GOAL : undefined,
+          }),
+        ),
+        lineOf({
+          what: "register and unregister a list notifier",
+          unit: "ns",
+          bifolio: samples.register,
+        }),
       ],
     };
   },

@@ -99,6 +99,9 @@ const busy = (start: number, length: number): MmError =>
  * Fills `entries` with the frames of a range, faulting in what is missing. May wait (`rangeFault.sync` blocks,
  * `rangeFault.try` never waits). Errors: EBUSY if the interval was invalidated since readBegin(), SegvError and BusError
  * as an access, EINVAL, EAGAIN. Linux: hmm_range_fault().
+ *
+ * With access "rw" each page that has to be copied first (a zero page, a private page of a file) is an invalidation of
+ * its own, hence one EBUSY a page; `space.populate(start, length, "rw")` before readBegin() spares them.
  */
 export const rangeFault: RangeFaultVariants = Object.assign(
   (interval: IntervalNotifier, range: RangeFault): Promise<void> =>

@@ -11,6 +11,7 @@ import {
   PG_DIRTY,
 } from "../memory/index.ts";
 import {
+  dropSubscriptions,
   invalidateAllSecondaryTlbs,
   invalidateOwnSecondaryTlbs,
   MmuNotifierEvent,
@@ -480,6 +481,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     if (this.agent.tasks.size > 0 || this.agent.hostWaits > 0)
       throw new MmError("EBUSY", "detach", "operations of this agent are pending");
     this.agent.leave();
+    dropSubscriptions(this.agent);
     for (const space of this.mm.spaces.values()) space.freeTlb();
     for (const backing of this.mm.backings.values()) backing.close?.();
     this.mm.backings.clear();

@@ -20,7 +20,7 @@ import {
   LN_ANSWER_END,
   LN_ANSWER_START,
   LN_BITS,
-  LN_BITS_LENGTH,
+  LN_BITS_PAGES,
   LN_BITS_START,
   LN_NEXT,
   LN_OP_CLEAR_FLUSH_YOUNG,
@@ -76,7 +76,7 @@ function ageBitmap(
   if (bits === 0) return undefined;
   const pageSize = 2 ** Atomics.load(w, ln + LN_PAGE_SHIFT);
   const base = c.agent.doubles[(ln + LN_BITS_START) >> 1]!;
-  const count = Atomics.load(w, ln + LN_BITS_LENGTH) * 32;
+  const count = Atomics.load(w, ln + LN_BITS_PAGES);
   const first = Math.max(0, Math.floor((startAt - base) / pageSize));
   const last = Math.min(count - 1, Math.floor((end - 1 - base) / pageSize));
   let young = false;

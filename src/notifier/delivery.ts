@@ -9,7 +9,7 @@
  * from the first wait on. What the walk has come to stands in a Walk, so that the operation goes on where the loop ended.
  *
  * Context of callbacks: the agent that registered, at one of its safepoints; the invalidator may hold mmapLock, a
- * folio lock and a fileLock, never a spinlock. The tree is frozen and the list is under SRCU meanwhile.
+ * folio locks, never a spinlock. The tree is frozen and the list is under SRCU meanwhile.
  *
  * Not here: what a callback may return (callbacks.ts), aging and secondary TLBs, which never wait (aging.ts,
  * secondaryTlbs.ts).
@@ -167,7 +167,7 @@ function* advanceOp(walk: Walk, goOn: (walk: Walk) => boolean): Op<void> {
 
 /** Closes a range that somebody could not be told of: ends go to those that may have been. */
 function abandon(walk: Walk): void {
-  if (walk.listed) endWithList(walk.c, walk.range);
+  if (walk.listed) endWithList(walk.c, walk.range, walk.ln);
   else endRange(walk.c);
   leaveSection(walk);
 }
@@ -418,7 +418,7 @@ function* callListOp(
     if (op === LN_OP_START) {
       const result = inCallback(c.agent, () => ops.invalidateRangeStart!(notifier, range));
       yield* settleListedOp(c, notifier, range, result, outcome);
-    } else if (op === LN_OP_END) inCallback(c.agent, () => ops.invalidateRangeEnd!(notifier, range));
+    } else if (op === LN_OP_END) callEnd(c, notifier, range);
     else {
       const result = inCallback(c.agent, () => ops.release!(notifier, c.space));
       yield* settleCallbackOp(c.agent, range, result, outcome);
@@ -491,29 +491,35 @@ function* askStartOp(
   }
 }
 
-/** Ends a range whose list notifiers have been told: the interval side first, which wakes readers; then the list. */
-function endWithList(c: DeliveryContext, range: OpenRange): void {
+/**
+ * Ends a range whose list notifiers have been told: the interval side first, which wakes readers; then the list, up to
+ * the one told last if the walk did not come to its end.
+ */
+function endWithList(c: DeliveryContext, range: OpenRange, last = 0 as ListNotifier): void {
   const { agent } = c;
   const w = agent.words;
   const section = srcuReadLock(agent, c.subs + SUBS_SRCU);
   // Where the list begins is looked up while the range is open: its end publishes those that have had no start of it.
   let ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
   endRange(c);
-  for (; ln !== 0; ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier) {
-    if ((Atomics.load(w, ln + LN_OPS) & LN_OP_END) === 0) continue;
-    const notifier = c.local.list.get(ln);
-    if (!notifier) continue;
-    try {
-      inCallback(agent, () => notifier.ops.invalidateRangeEnd!(notifier, range));
-    } catch (cause) {
-      agent.report(callbackThrew("invalidateRangeEnd", cause, range));
-    }
+  for (let told = true; told && ln !== 0; ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier) {
+    told = ln !== last;
+    const notifier = (Atomics.load(w, ln + LN_OPS) & LN_OP_END) === 0 ? undefined : c.local.list.get(ln);
+    if (notifier) callEnd(c, notifier, range);
   }
   srcuReadUnlock(agent, c.subs + SUBS_SRCU, section);
   for (const { owner, message } of range.reserved ?? []) {
     agent.sendTo(owner, message, true);
   }
   range.reserved = undefined;
+}
+
+function callEnd(c: DeliveryContext, notifier: MmuNotifier, range: OpenRange): void {
+  try {
+    inCallback(c.agent, () => notifier.ops.invalidateRangeEnd!(notifier, range));
+  } catch (cause) {
+    c.agent.report(callbackThrew("invalidateRangeEnd", cause, range));
+  }
 }
 
 /** Calls release of every list notifier. Errors are reported: the space dies anyway. */

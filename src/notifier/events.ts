@@ -48,7 +48,7 @@ export interface MmuNotifierRange {
   readonly event: MmuNotifierEvent;
   /** False: answer now, or refuse. Linux: mmu_notifier_range_blockable(). */
   readonly blockable: boolean;
-  /** Only with Migrate and Exclusive. */
+  /** Only with Migrate and Exclusive; else undefined, so that it may be read at any time. */
   readonly owner?: OwnerId;
 }
 
@@ -68,7 +68,7 @@ export type MaybeOp<T> = T | Promise<T> | Op<T>;
  *
  * They run in the agent that registered them, at its safepoints, with operations forbidden (EDEADLK). Several may run at
  * once, one per agent that changes something, and the same one again before it has ended, if it waits. Whoever changes
- * something may hold the mmapLock in any mode, a folio lock or a file lock meanwhile, or none of them.
+ * something may hold the mmapLock in any mode or folio locks meanwhile, or neither.
  *
  * | op                          | may it wait           | what a throw does                                       |
  * |-----------------------------|-----------------------|---------------------------------------------------------|

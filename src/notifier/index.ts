@@ -18,6 +18,7 @@ export {
 export { IntervalNotifier } from "./intervalNotifier.ts";
 export {
   createNotifiers,
+  dropSubscriptions,
   invalidateAllSecondaryTlbs,
   type NotifierHost,
   type NotifierOperations,

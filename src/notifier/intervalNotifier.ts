@@ -139,8 +139,9 @@ export class IntervalNotifier implements AsyncDisposable {
     return this.tryReadBegin() ?? runBlocking(this.#c.agent, this.#readBeginOp());
   }
 
-  /** As readBegin(), without waiting: undefined while the range is being invalidated. Costs two loads. */
+  /** As readBegin(), without waiting: undefined where that would wait. Costs two loads. Errors: ESRCH once removed here. */
   tryReadBegin(): number | undefined {
+    if (this.#removed) this.#live("tryReadBegin");
     const seq = intervalSeq(this.#c.agent, this.#node);
     return isInvalidating(this.#c, seq) ? undefined : seq;
   }

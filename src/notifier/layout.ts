@@ -75,7 +75,7 @@ export const LN_SUBS = 2; //       C
 export const LN_OPS = 3; //        C  LN_OP_* it implements
 export const LN_STATE = 4; //      A (stored under S)  LIST_*
 export const LN_BITS = 5; //       C  word of the accessed bitmap, 0 = none
-export const LN_BITS_LENGTH = 6; // C  its words
+export const LN_BITS_PAGES = 6; // C  pages that it covers
 export const LN_PAGE_SHIFT = 7; // C  page size of the bitmap
 export const LN_BITS_START = 8; // C  double: address of bit 0
 export const LN_ANSWER = 10; //    A  ANSWER_*: what another agent's notifier said when it was asked last

@@ -7,6 +7,7 @@ import {
   MSG_ARG2,
   MSG_ARG3,
   MSG_END,
+  MSG_POSTED,
   MSG_RESULT,
   MSG_START,
   MSG_SUBJECT,
@@ -64,12 +65,19 @@ export function* askOp(agent: Agent, m: Message, owner: number, outcome: Outcome
   const w = agent.words;
   const slot = slotOfOwner(owner);
   if (agent.sendTo(owner, m, false)) {
-    yield* waitOp(
-      0,
-      () => agent.messageDone(m) || ownerGone(w, owner),
-      `a notifier in agent ${slot}`,
-      () => owner,
-    );
+    try {
+      yield* waitOp(
+        0,
+        () => agent.messageDone(m) || ownerGone(w, owner),
+        `a notifier in agent ${slot}`,
+        () => owner,
+      );
+    } catch (error) {
+      // Nobody waits any more: whoever answers it frees it.
+      Atomics.store(w, m + MSG_POSTED, 1);
+      if (agent.messageDone(m)) agent.freeMessage(m);
+      throw error;
+    }
   }
   // What is gone has no translations; its reaper's answer is no failure.
   if (agent.messageDone(m) && ownerAlive(w, owner)) {

@@ -38,12 +38,12 @@ export class MmuNotifier implements AsyncDisposable {
 
   constructor(ops: MmuNotifierOps, options: { accessed?: AccessedBitmap } = {}) {
     const { accessed } = options;
-    if (accessed && (!Number.isSafeInteger(accessed.start) || accessed.bits.length * 32 < 1)) {
-      throw new MmError(
-        "EINVAL",
-        "MmuNotifier",
-        "accessed needs a start address and at least one word of bits",
-      );
+    if (
+      accessed &&
+      !(Number.isSafeInteger(accessed.start) && accessed.length > 0 && accessed.bits.length > 0)
+    ) {
+      const why = "accessed needs a start address, a length above 0, and at least one word of bits";
+      throw new MmError("EINVAL", "MmuNotifier", why);
     }
     this.ops = ops;
     this.accessed = accessed;

@@ -69,7 +69,7 @@ import {
   LIST_UNLINKED,
   type ListNotifier,
   LN_BITS,
-  LN_BITS_LENGTH,
+  LN_BITS_PAGES,
   LN_BITS_START,
   LN_GENERATION,
   LN_OP_CLEAR_FLUSH_YOUNG,
@@ -95,7 +95,7 @@ import {
   subsFreedAt,
   subsPutAt,
 } from "./layout.ts";
-import { MmuNotifier } from "./mmuNotifier.ts";
+import { type AccessedBitmap, MmuNotifier } from "./mmuNotifier.ts";
 import { invalidateOwnSecondaryTlbs, postSecondaryTlbs } from "./secondaryTlbs.ts";
 import {
   allocListNotifier,
@@ -148,6 +148,12 @@ function localSubscribers(agent: Agent): LocalSubscribers {
 
 /** Linux: UINT_MAX. */
 const MOST_USERS = 2 ** 32 - 1;
+/** The agent leaves: what it has registered goes, as if it had died. Preconditions: none of its callbacks runs. */
+export function dropSubscriptions(agent: Agent): void {
+  for (const c of localOf.get(agent)?.spaces.values() ?? [])
+    if (!isGone(c)) reapSubscriptions(c, agent.slot, agent.ownerId);
+}
+
 /** Flushes every secondary TLB that is notified through this agent: an agent that cannot say which asks for it. */
 export function invalidateAllSecondaryTlbs(agent: Agent): void {
   for (const c of localOf.get(agent)?.spaces.values() ?? [])
@@ -275,9 +281,8 @@ export class Notifiers {
     if (notifier.notifiers) throw new MmError("EBUSY", "register", "this notifier is registered already");
     this.#checkOps(notifier.ops);
     const { accessed } = notifier;
-    if (accessed && accessed.bits.buffer !== w.buffer) {
-      throw new MmError("EINVAL", "register", "the bits of accessed must come from memory.allocShared()");
-    }
+    const pages = accessed ? Math.ceil(accessed.length / 2 ** this.#pageShift) : 0;
+    if (accessed) checkAccessed(accessed, pages, 2 ** this.#pageShift, w);
     const ln = allocListNotifier(this.context);
     if (ln === 0)
       throw new MmError("ENOMEM", "register", "the arena is full; create the memory with a larger arena");
@@ -287,7 +292,7 @@ export class Notifiers {
     Atomics.store(w, ln + LN_PAGE_SHIFT, this.#pageShift);
     if (accessed) {
       Atomics.store(w, ln + LN_BITS, accessed.bits.byteOffset >> 2);
-      Atomics.store(w, ln + LN_BITS_LENGTH, accessed.bits.length);
+      Atomics.store(w, ln + LN_BITS_PAGES, pages);
       agent.doubles[(ln + LN_BITS_START) >> 1] = accessed.start;
     }
     const generation = newGeneration(this.context);
@@ -603,6 +608,9 @@ export class Notifiers {
         "start must be below end, both whole numbers of bytes",
       );
     }
+    if (owner !== undefined && event !== MmuNotifierEvent.Migrate && event !== MmuNotifierEvent.Exclusive) {
+      throw new MmError("EINVAL", "invalidateRangeStart", "owner goes with Migrate and Exclusive only");
+    }
     return makeRange(this.context.space, start, end, event, blockable, owner);
   }
 
@@ -712,6 +720,23 @@ export class Notifiers {
   #wholeSpace(event: MmuNotifierEvent): OpenRange {
     return makeRange(this.context.space, 0, ADDRESS_END, event, true);
   }
+}
+
+function checkAccessed(
+  { start, bits }: AccessedBitmap,
+  pages: number,
+  pageSize: number,
+  w: Int32Array,
+): void {
+  const wrong =
+    bits.buffer !== w.buffer
+      ? "the bits of accessed must come from memory.allocShared()"
+      : start % pageSize !== 0
+        ? `accessed must start at a multiple of the page size (${pageSize})`
+        : pages > bits.length * 32
+          ? `accessed has ${bits.length * 32} bits for ${pages} pages`
+          : undefined;
+  if (wrong !== undefined) throw new MmError("EINVAL", "register", wrong);
 }
 
 function implemented(ops: MmuNotifierOps): number {
