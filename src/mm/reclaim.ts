@@ -18,6 +18,7 @@ import {
   PG_UPTODATE,
 } from "../memory/index.ts";
 import { type Op, waitOp } from "../sched/index.ts";
+import { lockdepMap } from "../sync/index.ts";
 import type { Pfn } from "../units.ts";
 import { BACKING_MEMORY, CT_EVICTIONS, type File, FL_PAGES } from "./layout.ts";
 import type { Mm } from "./mm.ts";
@@ -43,7 +44,9 @@ const batchOf = (mm: Mm): number =>
  * Errors: ENOMEM if everything is pinned, anonymous or refused; nothing is lost then.
  */
 export function* allocFrameOp(mm: Mm, zeroed: boolean): Op<Pfn> {
-  const { frames } = mm;
+  const { frames, agent } = mm;
+  // Also where a frame is free: next time none is.
+  if (agent.debug) lockdepMap(agent, "an allocation");
   for (let dry = 0; ;) {
     const free = frames.tryAlloc(zeroed);
     if (free !== 0) return free;
@@ -93,6 +96,7 @@ export function* allocClusterOp(mm: Mm): Op<Pfn> {
  */
 export function* reclaimOp(mm: Mm, want: number, young = false): Op<number> {
   const { frames, agent } = mm;
+  if (agent.debug) lockdepMap(agent, "reclaim");
   const clusters = Math.ceil(frames.count / frames.clusterFrames);
   const longest = Math.min(MAX_RUN_CLUSTERS, Math.max(1, clusters >>> 3)) * frames.clusterFrames;
   let freed = 0;

@@ -8,7 +8,7 @@
 import { MmError } from "../errors.ts";
 import { ownerGone } from "../sched/index.ts";
 import { srcuReadLock, srcuReadUnlock } from "../sync/index.ts";
-import { inCallback } from "./callbacks.ts";
+import { inUnwaitingCallback } from "./callbacks.ts";
 import type { DeliveryContext } from "./context.ts";
 import type { MmuNotifierOps } from "./events.ts";
 import {
@@ -54,7 +54,9 @@ export function callAging(
   const call = notifier.ops[name] as MmuNotifierOps["clearYoung"];
   if (!call) return false;
   try {
-    return inCallback(c.agent, () => call.call(notifier.ops, notifier, c.space, startAt, end)) === true;
+    return (
+      inUnwaitingCallback(c.agent, () => call.call(notifier.ops, notifier, c.space, startAt, end)) === true
+    );
   } catch (cause) {
     c.agent.report(
       new MmError("ECALLBACK", name, "a notifier callback threw; its answer counts as young", { cause }),

@@ -5,7 +5,7 @@
  * the first failure.
  */
 import { MmError } from "../errors.ts";
-import { type Agent, isOp, isPromise, type Op, promiseOp } from "../sched/index.ts";
+import { type Agent, type Effect, isOp, isPromise, type Op, promiseOp } from "../sched/index.ts";
 import type { MaybeOp, MmuNotifierRange } from "./events.ts";
 
 /** What came of calling subscribers. */
@@ -60,11 +60,30 @@ export function inCallback<T>(agent: Agent, call: () => T): T {
   }
 }
 
+/** As inCallback(), for callbacks that may never wait: debug mode says from where they were called. */
+export function inUnwaitingCallback<T>(agent: Agent, call: () => T): T {
+  if (!agent.debug) return inCallback(agent, call);
+  const outer = agent.unwaiting;
+  agent.unwaiting = new Error();
+  try {
+    return inCallback(agent, call);
+  } finally {
+    agent.unwaiting = outer;
+  }
+}
+
 /** Runs a coroutine callback: every step of it is inside the callback. */
 function* inCallbackOp<T>(agent: Agent, op: Op<T>): Op<T> {
   let input: { error: unknown } | undefined;
   for (;;) {
-    const r = inCallback(agent, () => (input ? op.throw(input.error) : op.next()));
+    // The steps of a start are what a subscriber's lock is taken in, for lockdep.
+    if (agent.debug) agent.invalidating++;
+    let r: IteratorResult<Effect, T>;
+    try {
+      r = inCallback(agent, () => (input ? op.throw(input.error) : op.next()));
+    } finally {
+      if (agent.debug) agent.invalidating--;
+    }
     if (r.done === true) return r.value;
     input = undefined;
     try {

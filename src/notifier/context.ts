@@ -47,6 +47,8 @@ export interface OpenRange extends MmuNotifierRange {
   readonly owner?: OwnerId;
   /** Messages for the ends of other agents' list notifiers, each already addressed. */
   reserved: { readonly owner: number; readonly message: Message }[] | undefined;
+  /** Where a range was started that may not wait; in debug mode only. */
+  started?: Error;
   /** Whose invalidateRangeStart() opened it and has not had its end; undefined for the rows above. */
   opener: object | undefined;
 }

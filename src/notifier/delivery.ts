@@ -26,7 +26,7 @@ import {
   ownerGone,
   start,
 } from "../sched/index.ts";
-import { srcuReadLock, srcuReadUnlock } from "../sync/index.ts";
+import { lockdepMap, srcuReadLock, srcuReadUnlock } from "../sync/index.ts";
 import { callAging } from "./aging.ts";
 import {
   callbackThrew,
@@ -104,13 +104,14 @@ function newWalk(
   first: Interval,
   curSeq: number,
   onlyOwner: number,
+  outcome: Outcome = noOutcome(),
 ): Walk {
   return {
     c,
     range,
     curSeq,
     onlyOwner,
-    outcome: noOutcome(),
+    outcome,
     node: first,
     ln: 0 as ListNotifier,
     listed: false,
@@ -127,6 +128,10 @@ function newWalk(
  * Every return is paired with endOpenRange(). Linux: mmu_notifier_invalidate_range_start(), ..._nonblock().
  */
 export function openRange(c: DeliveryContext, range: OpenRange, proceed: boolean): Op<void> | undefined {
+  if (c.agent.debug) {
+    lockdepMap(c.agent, "invalidateRangeStart");
+    if (!range.blockable) range.started = new Error();
+  }
   if (beginRange(c, range.start, range.end)) return undefined;
   const walk = newWalk(c, range, firstInterval(c, range.start, range.end), currentSeq(c), 0);
   let done: boolean;
@@ -150,6 +155,17 @@ function* finishOp(walk: Walk, proceed: boolean): Op<void> {
     throw error;
   }
   conclude(walk, proceed);
+}
+
+/** For lockdep. */
+function enterInvalidation(agent: Agent, range: OpenRange): void {
+  agent.invalidating++;
+  agent.unwaiting = range.blockable ? undefined : range.started;
+}
+
+function leaveInvalidation(agent: Agent): void {
+  agent.invalidating--;
+  agent.unwaiting = undefined;
 }
 
 /** Goes on until nobody is left to be told (true), or until the walk has to wait for somebody (false). */
@@ -193,6 +209,7 @@ function conclude(walk: Walk, proceed: boolean): void {
 
 /** Ends what openRange() opened. Never waits. Linux: mmu_notifier_invalidate_range_end(). */
 export function endOpenRange(c: DeliveryContext, range: OpenRange): void {
+  if (c.agent.debug) lockdepMap(c.agent, "invalidateRangeEnd");
   // The list does not grow while a range is open.
   if (Atomics.load(c.agent.words, c.subs + SUBS_LIST) !== 0 || range.reserved) endWithList(c, range);
   else endRange(c);
@@ -248,12 +265,14 @@ function tellInterval(walk: Walk, interval: IntervalNotifier): boolean {
   let result: MaybeOp<boolean | void> = undefined;
   interval.enterCallback();
   agent.callbackDepth++;
+  if (agent.debug) enterInvalidation(agent, range);
   try {
     result = interval.ops!.invalidate(interval, range, walk.curSeq);
   } catch (error) {
     fail(outcome, error);
   } finally {
     agent.callbackDepth--;
+    if (agent.debug) leaveInvalidation(agent);
   }
   if (!isAnswer(result)) {
     walk.pending = settleIntervalOp(walk, interval, result);
@@ -359,12 +378,14 @@ function tellListed(walk: Walk, notifier: MmuNotifier): boolean {
   const { agent } = c;
   let result: MaybeOp<boolean | void> = undefined;
   agent.callbackDepth++;
+  if (agent.debug) enterInvalidation(agent, range);
   try {
     result = notifier.ops.invalidateRangeStart!(notifier, range);
   } catch (error) {
     fail(outcome, error);
   } finally {
     agent.callbackDepth--;
+    if (agent.debug) leaveInvalidation(agent);
   }
   if (!isAnswer(result)) {
     walk.pending = settleListedOp(c, notifier, range, result, outcome);
@@ -416,8 +437,8 @@ function* callListOp(
   const { ops } = notifier;
   try {
     if (op === LN_OP_START) {
-      const result = inCallback(c.agent, () => ops.invalidateRangeStart!(notifier, range));
-      yield* settleListedOp(c, notifier, range, result, outcome);
+      const walk = newWalk(c, range, 0 as Interval, 0, 0, outcome);
+      if (!tellListed(walk, notifier)) yield* walk.pending!;
     } else if (op === LN_OP_END) callEnd(c, notifier, range);
     else {
       const result = inCallback(c.agent, () => ops.release!(notifier, c.space));
@@ -515,10 +536,14 @@ function endWithList(c: DeliveryContext, range: OpenRange, last = 0 as ListNotif
 }
 
 function callEnd(c: DeliveryContext, notifier: MmuNotifier, range: OpenRange): void {
+  const { agent } = c;
+  if (agent.debug) enterInvalidation(agent, range);
   try {
-    inCallback(c.agent, () => notifier.ops.invalidateRangeEnd!(notifier, range));
+    inCallback(agent, () => notifier.ops.invalidateRangeEnd!(notifier, range));
   } catch (cause) {
-    c.agent.report(callbackThrew("invalidateRangeEnd", cause, range));
+    agent.report(callbackThrew("invalidateRangeEnd", cause, range));
+  } finally {
+    if (agent.debug) leaveInvalidation(agent);
   }
 }
 

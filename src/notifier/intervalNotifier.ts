@@ -1,6 +1,7 @@
 /** An interval notifier as its users see it. Linux: struct mmu_interval_notifier. */
 import { MmError } from "../errors.ts";
 import { type Immediate, loopOf, type Op, runAsync, runBlocking, runTry } from "../sched/index.ts";
+import { lockdepMap } from "../sync/index.ts";
 import type { IntervalId, MmuIntervalNotifierOps } from "./events.ts";
 import { type Interval, IV_GENERATION, IV_SEQ } from "./layout.ts";
 import {
@@ -127,6 +128,7 @@ export class IntervalNotifier implements AsyncDisposable {
 
   *#readBeginOp(): Op<number> {
     this.#live("readBegin");
+    if (this.#c.agent.debug) lockdepMap(this.#c.agent, "readBegin");
     const seq = intervalSeq(this.#c.agent, this.#node);
     if (isInvalidating(this.#c, seq)) yield* waitForEpochOp(this.#c, seq);
     return seq;
@@ -136,6 +138,7 @@ export class IntervalNotifier implements AsyncDisposable {
   #readBeginNow(): number {
     this.#live("readBegin");
     this.#c.agent.checkNotInCallback("readBegin");
+    if (this.#c.agent.debug) lockdepMap(this.#c.agent, "readBegin");
     return this.tryReadBegin() ?? runBlocking(this.#c.agent, this.#readBeginOp());
   }
 
@@ -182,6 +185,7 @@ export class IntervalNotifier implements AsyncDisposable {
     this.#live("remove");
     if (!this.#ops)
       throw new MmError("EPERM", "remove", "only the agent that inserted an interval removes it");
+    if (this.#c.agent.debug) lockdepMap(this.#c.agent, "remove");
     this.#removed = true;
     try {
       yield* removeIntervalOp(this.#c, this.#node);

@@ -24,7 +24,7 @@ import {
   waitOp,
   wakeQueue,
 } from "../sched/index.ts";
-import { lockSpin, synchronizeSrcuOp, unlockSpin } from "../sync/index.ts";
+import { lockdepMap, lockdepWaits, lockSpin, synchronizeSrcuOp, unlockSpin } from "../sync/index.ts";
 import { ADDRESS_END } from "../units.ts";
 import { clearFlushYoung, clearYoung, testYoung } from "./aging.ts";
 import { callbackThrew, inCallback } from "./callbacks.ts";
@@ -142,6 +142,7 @@ function localSubscribers(agent: Agent): LocalSubscribers {
     );
     const heap = heapOf(agent.words);
     agent.allocMessage ??= (words) => allocWords(agent, heap, words);
+    if (agent.debug) agent.onWaitRefused = (operation) => lockdepWaits(agent, operation);
   }
   return local;
 }
@@ -354,6 +355,7 @@ export class Notifiers {
           : "this notifier is not registered here",
       );
     }
+    if (agent.debug) lockdepMap(agent, "unregister");
     const state = Atomics.load(agent.words, ln + LN_STATE);
     if (state === LIST_PENDING)
       throw new MmError("EBUSY", "unregister", "its registration is not finished; wait for register()");

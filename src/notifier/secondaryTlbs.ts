@@ -10,7 +10,7 @@
  */
 import { ownerGone, slotOfOwner } from "../sched/index.ts";
 import { srcuReadLock, srcuReadUnlock } from "../sync/index.ts";
-import { callbackThrew, inCallback } from "./callbacks.ts";
+import { callbackThrew, inUnwaitingCallback } from "./callbacks.ts";
 import type { DeliveryContext } from "./context.ts";
 import {
   type ListNotifier,
@@ -34,7 +34,9 @@ export function callSecondaryTlbs(
   end: number,
 ): void {
   try {
-    inCallback(c.agent, () => notifier.ops.archInvalidateSecondaryTlbs?.(notifier, c.space, start, end));
+    inUnwaitingCallback(c.agent, () =>
+      notifier.ops.archInvalidateSecondaryTlbs?.(notifier, c.space, start, end),
+    );
   } catch (cause) {
     c.agent.report(callbackThrew("archInvalidateSecondaryTlbs", cause));
   }

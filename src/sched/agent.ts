@@ -96,6 +96,12 @@ export interface LockOwner extends Arena {
 /** How an operation was started; decides `blockable` of the ranges it raises. */
 export type Mode = "blocking" | "async" | "try" | "checker";
 
+/** A lock of this system that a task holds: its place in the order, and where it was taken. */
+export interface HeldLock {
+  readonly rank: number;
+  readonly taken: Error;
+}
+
 /** An operation being driven. */
 export interface Task {
   readonly op: Op<unknown>;
@@ -103,7 +109,7 @@ export interface Task {
   /** What it waits for while it is suspended. */
   effect: WaitEffect | undefined;
   /** Locks held, newest last; kept in debug mode only. */
-  readonly held: number[];
+  readonly held: HeldLock[];
   readonly settle: (outcome: { value: unknown } | { error: unknown }) => void;
 }
 
@@ -154,6 +160,10 @@ export class Agent implements LockOwner {
   current: Task | undefined;
   /** Above 0 while a callback runs: no operation may start. */
   callbackDepth = 0;
+  /** Above 0 while a start or an end of a range runs a callback; kept in debug mode only. */
+  invalidating = 0;
+  /** Where the range was started, while a callback runs that must not wait; kept in debug mode only. */
+  unwaiting: Error | undefined;
   /** In a turn. */
   running = false;
   /** Suspended tasks of this agent. */
@@ -162,7 +172,7 @@ export class Agent implements LockOwner {
   hostWaits = 0;
   /** Those of them that others may be waiting for meanwhile: see HostEffect.owed. */
   owed = 0;
-  /** Room for a message beyond the slot's own, in a row that has a heap; 0 if there is none. */
+  /** Words of the heap, in a row that has one, for messages beyond the slot's own; 0 if there is no room. */
   allocMessage: ((words: number) => number) | undefined;
   /** Errors that have no caller. */
   onError: ((error: MmError) => void) | undefined;
@@ -173,6 +183,9 @@ export class Agent implements LockOwner {
   readonly reapers: Reaper[] = [];
   /** Set by drivers.ts: called when a task or a subscription begins to need the event loop. */
   wakeUp: () => void = () => {};
+
+  /** Hears of operations that a callback asked for whose range may not wait. Set by sync/. */
+  onWaitRefused: (operation: string) => void = () => {};
 
   readonly #handlers = new Map<number, MessageHandler>();
   #flush: FlushHandler = () => {};
@@ -580,6 +593,7 @@ export class Agent implements LockOwner {
   /** Throws EDEADLK inside a callback: what it would wait for may be waiting for the callback. */
   checkNotInCallback(operation: string): void {
     if (this.callbackDepth > 0) {
+      if (this.unwaiting) this.onWaitRefused(operation);
       throw new MmError(
         "EDEADLK",
         operation,

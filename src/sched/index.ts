@@ -1,5 +1,13 @@
 /** sched/: agents, doorbells, mailboxes, operations and their drivers. The lowest row: imports nothing above. */
-export { Agent, attachAgent, type Arena, type LockOwner, type Mode, type Task } from "./agent.ts";
+export {
+  Agent,
+  attachAgent,
+  type Arena,
+  type HeldLock,
+  type LockOwner,
+  type Mode,
+  type Task,
+} from "./agent.ts";
 export { CheckerDriver, seededChooser, type Chooser } from "./checker.ts";
 export { checkLiveness, host, reap, slotsOfThread } from "./death.ts";
 export { arm, ownerAlive, ownerGone, ring, wakeQueue } from "./doorbell.ts";

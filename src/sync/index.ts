@@ -1,5 +1,6 @@
 /** sync/: locks and grace periods over words of the arena. */
 export { assertNoLocks, LockRank, lockdepAcquire, lockdepRelease } from "./lockOrder.ts";
+export { lockdepMap, lockdepWaits } from "./lockdep.ts";
 export { lockMutexOp, MUTEX_WORDS, tryLockMutex, unlockMutex } from "./mutex.ts";
 export {
   isWriteLocked,

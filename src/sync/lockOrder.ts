@@ -13,7 +13,7 @@
  * of which all but the first are only tried. Agents' mark locks are leaves inside sched/ and take nothing.
  */
 import { panic } from "../errors.ts";
-import type { Agent } from "../sched/index.ts";
+import type { Agent, HeldLock } from "../sched/index.ts";
 
 export const LockRank = {
   mmapLock: 1,
@@ -33,25 +33,28 @@ const nameOf = (rank: number): string =>
 export function lockdepCheck(agent: Agent, rank: LockRank): void {
   const held = agent.current?.held;
   if (!agent.debug || !held) return;
-  const inverted = held.find((h) => h > rank || (h === rank && rank !== LockRank.folioLock));
-  if (inverted !== undefined) {
-    panic(
-      `lock order: ${nameOf(rank)} taken while ${held.map(nameOf).join(", ")} held by agent ${agent.slot}`,
-    );
-  }
+  const inverted = held.find((h) => h.rank > rank || (h.rank === rank && rank !== LockRank.folioLock));
+  if (inverted === undefined) return;
+  panic(
+    `lock order: ${nameOf(rank)} taken while ${namesOf(held)} held by agent ${agent.slot}` +
+      `\n  ${nameOf(inverted.rank)} was taken:\n${stackOf(inverted.taken)}\n  and now ${nameOf(rank)}:\n${stackOf(new Error())}`,
+  );
 }
+
+const namesOf = (held: readonly HeldLock[]): string => held.map((h) => nameOf(h.rank)).join(", ");
+const stackOf = (error: Error): string => (error.stack ?? "").split("\n").slice(1).join("\n");
 
 /** Notes that the running task takes a lock; panics on an inversion. Debug mode only. */
 export function lockdepAcquire(agent: Agent, rank: LockRank): void {
   lockdepCheck(agent, rank);
-  if (agent.debug) agent.current?.held.push(rank);
+  if (agent.debug) agent.current?.held.push({ rank, taken: new Error() });
 }
 
 /** Notes that the running task gives a lock back. */
 export function lockdepRelease(agent: Agent, rank: LockRank): void {
   const held = agent.current?.held;
   if (!agent.debug || !held) return;
-  const k = held.lastIndexOf(rank);
+  const k = held.findLastIndex((h) => h.rank === rank);
   if (k < 0) panic(`lock order: ${nameOf(rank)} given back by agent ${agent.slot}, which does not hold it`);
   held.splice(k, 1);
 }
@@ -59,5 +62,7 @@ export function lockdepRelease(agent: Agent, rank: LockRank): void {
 /** Panics if the running task holds any lock: what follows waits for the host. Debug mode only. */
 export function assertNoLocks(agent: Agent, what: string): void {
   const held = agent.current?.held;
-  if (agent.debug && held && held.length > 0) panic(`${what} while ${held.map(nameOf).join(", ")} held`);
+  const last = held?.at(-1);
+  if (agent.debug && last)
+    panic(`${what} while ${namesOf(held!)} held\n  ${nameOf(last.rank)} was taken:\n${stackOf(last.taken)}`);
 }

@@ -15,8 +15,10 @@ import {
 
 const MX_OWNER = 0; // A  owner id, 0 = free
 const MX_QUEUE = 1; // A  wait queue
+/** For lockdep.ts. */
+export const MX_LOCKDEP: number = MX_QUEUE + QUEUE_WORDS;
 /** Words of a mutex. */
-export const MUTEX_WORDS: number = MX_QUEUE + QUEUE_WORDS + 1;
+export const MUTEX_WORDS: number = MX_LOCKDEP + 1;
 
 export function tryLockMutex(agent: Agent, mutex: number): boolean {
   const holder = Atomics.compareExchange(agent.words, mutex + MX_OWNER, 0, agent.ownerId);

@@ -24,7 +24,8 @@ import { type LockRank, lockdepAcquire, lockdepCheck, lockdepRelease } from "./l
 export const RW_WRITER = 0; //  A  owner id of the writer, 0 = none
 export const RW_HANDOFF = 1; // A  owner id of the only agent that may take the lock next, 0 = anyone
 export const RW_QUEUE = 2; //   A  wait queue
-export const RW_READERS: number = RW_QUEUE + QUEUE_WORDS; // A  one count per agent slot
+export const RW_LOCKDEP: number = RW_QUEUE + QUEUE_WORDS; // A  for lockdep.ts, of subscribers' semaphores
+export const RW_READERS: number = RW_LOCKDEP + 1; // A  one count per agent slot
 
 /** Words of a semaphore for `maxAgents` agents. */
 export const rwSemWords = (maxAgents: number): number => RW_READERS + maxAgents;

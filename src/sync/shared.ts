@@ -5,8 +5,17 @@
 import { MmError } from "../errors.ts";
 import { type Agent, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
 import { LockRank } from "./lockOrder.ts";
-import { lockMutexOp, MUTEX_WORDS, tryLockMutex, unlockMutex } from "./mutex.ts";
-import { lockReadOp, lockWriteOp, rwSemWords, tryLockRead, unlockRead, unlockWrite } from "./rwsem.ts";
+import { lockdepGave, lockdepTook, type SubscriberLock } from "./lockdep.ts";
+import { lockMutexOp, MUTEX_WORDS, MX_LOCKDEP, tryLockMutex, unlockMutex } from "./mutex.ts";
+import {
+  lockReadOp,
+  lockWriteOp,
+  RW_LOCKDEP,
+  rwSemWords,
+  tryLockRead,
+  unlockRead,
+  unlockWrite,
+} from "./rwsem.ts";
 
 /** A PhysicalMemory. */
 interface LockHost {
@@ -27,10 +36,12 @@ export class Mutex {
   readonly try: Immediate<{ lock(): Op<void> }>;
   readonly #agent: Agent;
   readonly #at: number;
+  readonly #lock: SubscriberLock;
 
   constructor(host: LockHost, words: Int32Array) {
     this.#agent = host.agent;
     this.#at = slotOf(host, words, MUTEX_WORDS);
+    this.#lock = { word: this.#at + MX_LOCKDEP, name: "a mutex" };
     const operations = { lock: (): Op<void> => this.lockOp() };
     this.sync = syncFacet(this.#agent, operations);
     this.try = tryFacet(this.#agent, operations);
@@ -38,11 +49,14 @@ export class Mutex {
 
   /** Takes it if it is free. Never waits. Errors: EOWNERDEAD. */
   tryLock(): boolean {
-    return tryLockMutex(this.#agent, this.#at);
+    const taken = tryLockMutex(this.#agent, this.#at);
+    if (taken && this.#agent.debug) lockdepTook(this.#agent, this.#lock);
+    return taken;
   }
 
-  lockOp(): Op<void> {
-    return lockMutexOp(this.#agent, this.#at, "a mutex");
+  *lockOp(): Op<void> {
+    yield* lockMutexOp(this.#agent, this.#at, "a mutex");
+    if (this.#agent.debug) lockdepTook(this.#agent, this.#lock);
   }
 
   /** Takes it; waits while another has it. Errors: EOWNERDEAD. */
@@ -53,6 +67,7 @@ export class Mutex {
   /** Gives it back. Errors: EPERM unless this agent holds it. */
   unlock(): void {
     unlockMutex(this.#agent, this.#at);
+    if (this.#agent.debug) lockdepGave(this.#agent, this.#lock);
   }
 }
 
@@ -60,6 +75,7 @@ export class Mutex {
 export class RwSem {
   readonly #agent: Agent;
   readonly #at: number;
+  readonly #lock: SubscriberLock;
 
   static bytes(maxAgents = 64): number {
     return rwSemWords(maxAgents) * 4;
@@ -68,25 +84,33 @@ export class RwSem {
   constructor(host: LockHost, words: Int32Array) {
     this.#agent = host.agent;
     this.#at = slotOf(host, words, rwSemWords(1));
+    this.#lock = { word: this.#at + RW_LOCKDEP, name: "a semaphore" };
   }
 
+  /** Takes it for reading if no writer has it or waits for it. Never waits. */
   tryLockRead(): boolean {
-    return tryLockRead(this.#agent, this.#at, LockRank.subscriber);
+    const taken = tryLockRead(this.#agent, this.#at, LockRank.subscriber);
+    if (taken && this.#agent.debug) lockdepTook(this.#agent, this.#lock);
+    return taken;
   }
 
-  lockReadOp(): Op<void> {
-    return lockReadOp(this.#agent, this.#at, LockRank.subscriber, "a semaphore");
+  *lockReadOp(): Op<void> {
+    yield* lockReadOp(this.#agent, this.#at, LockRank.subscriber, "a semaphore");
+    if (this.#agent.debug) lockdepTook(this.#agent, this.#lock);
   }
 
-  lockWriteOp(): Op<void> {
-    return lockWriteOp(this.#agent, this.#at, LockRank.subscriber, "a semaphore");
+  *lockWriteOp(): Op<void> {
+    yield* lockWriteOp(this.#agent, this.#at, LockRank.subscriber, "a semaphore");
+    if (this.#agent.debug) lockdepTook(this.#agent, this.#lock);
   }
 
   unlockRead(): void {
     unlockRead(this.#agent, this.#at, LockRank.subscriber);
+    if (this.#agent.debug) lockdepGave(this.#agent, this.#lock);
   }
 
   unlockWrite(): void {
     unlockWrite(this.#agent, this.#at, LockRank.subscriber);
+    if (this.#agent.debug) lockdepGave(this.#agent, this.#lock);
   }
 }
