@@ -3,6 +3,7 @@ export { isMmError, MmError } from "./errors.ts";
 export {
   type AccessedBitmap,
   createNotifiers,
+  type CreateNotifiersOptions,
   type IntervalId,
   type IntervalNotifier,
   type MaybeOp,

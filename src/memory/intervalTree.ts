@@ -146,7 +146,7 @@ export function itInsert(a: Arena, root: number, node: number): void {
   for (let n = load(words, root); n !== 0; n = child(words, n, side)) {
     parent = n;
     const d = n >> 1;
-    side = start < loadDouble(doubles, d + START) ? LEFT_SIDE : RIGHT_SIDE;
+    side = +(start >= loadDouble(doubles, d + START)); // computed, as in firstBelow()
     if (loadDouble(doubles, d + LEFT_MAX + side) < last) doubles[d + LEFT_MAX + side] = last;
   }
   words[node + IT_LEFT] = 0;

@@ -18,6 +18,7 @@ export {
 export { IntervalNotifier } from "./intervalNotifier.ts";
 export {
   createNotifiers,
+  type CreateNotifiersOptions,
   dropSubscriptions,
   invalidateAllSecondaryTlbs,
   type NotifierHost,

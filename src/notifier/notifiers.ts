@@ -52,6 +52,7 @@ import {
   type MmuNotifierRange,
   type NotifierSpace,
   type RangeRequest,
+  type SpaceId,
 } from "./events.ts";
 import {
   generationOfIntervalId,
@@ -89,6 +90,7 @@ import {
   SUBS_ID,
   SUBS_LIST,
   SUBS_LOCK,
+  SUBS_OWNED,
   SUBS_QUEUE,
   SUBS_SRCU,
   SUBS_TREE,
@@ -168,6 +170,11 @@ const DEFAULT_PAGE_SHIFT = 12;
 export class Notifiers {
   /** @internal */
   readonly agent: Agent;
+  /** Names them in other agents: of an AddressSpace its id; see createNotifiers(). */
+  get id(): SpaceId {
+    return this.context.space.id;
+  }
+
   /** @internal What the rows above need to raise ranges without a promise. */
   readonly context: DeliveryContext;
   /** The same operations, blocking (where the agent may block) and never waiting (EAGAIN). */
@@ -759,17 +766,45 @@ export interface NotifierHost {
   readonly agent: Agent;
 }
 
+export interface CreateNotifiersOptions {
+  /** Where the subscriptions lie, for several agents; without it they lie in this agent only. */
+  readonly memory?: NotifierHost;
+  /** With `memory`: the `id` of notifiers that another agent has made; undefined makes new ones. */
+  readonly id?: SpaceId;
+  /** Without `memory`: lockdep and other checks; slow. */
+  readonly debug?: boolean;
+}
+
 /**
- * Notifiers for somebody else's primary MMU. With `memory`, several agents can subscribe; without, one agent, a plain
- * ArrayBuffer, and no cross-origin isolation is needed. Errors: ENOMEM.
+ * Notifiers for somebody else's primary MMU. With `memory`, other agents reach the same ones by their `id`; without, they
+ * are one agent's, in a plain ArrayBuffer, and no cross-origin isolation is needed. Never waits.
+ * Errors: ENOMEM, ESRCH if `id` names none.
  */
-export function createNotifiers(options: { memory?: NotifierHost; debug?: boolean } = {}): Notifiers {
-  const agent =
-    options.memory?.agent ?? attachAgent(createLocalArena(options.debug ?? false), { mayBlock: false });
+export function createNotifiers(options: CreateNotifiersOptions = {}): Notifiers {
+  const { memory, id, debug = false } = options;
+  const agent = memory?.agent ?? attachAgent(createLocalArena(debug), { mayBlock: false });
   const heap = heapOf(agent.words);
-  const subs = createSubscriptions(agent, heap, Atomics.load(agent.words, HDR_MAX_AGENTS), 0);
-  if (subs === 0) throw new MmError("ENOMEM", "createNotifiers", "the arena is full");
+  const subs =
+    id === undefined ? newSubscriptions(agent, heap) : subscriptionsOf(agent, memory === undefined ? 0 : id);
+  const known = localSubscribers(agent).spaces.get(subs);
+  if (known && !isGone(known)) return known.space.notifiers;
   const notifiers = new Notifiers(agent, heap, subs, undefined, DEFAULT_PAGE_SHIFT);
   agent.reapers.push((slot, ownerId) => notifiers.reap(slot, ownerId));
   return notifiers;
+}
+
+function newSubscriptions(agent: Agent, heap: number): Subs {
+  const subs = createSubscriptions(agent, heap, Atomics.load(agent.words, HDR_MAX_AGENTS), 0);
+  if (subs === 0) throw new MmError("ENOMEM", "createNotifiers", "the arena is full");
+  Atomics.store(agent.words, subs + SUBS_ID, subs);
+  return subs;
+}
+
+/** The record with this id, if another agent made it with createNotifiers(). */
+function subscriptionsOf(agent: Agent, id: SpaceId): Subs {
+  const w = agent.words;
+  const fits = Number.isSafeInteger(id) && id > 0 && id < w.length - SUBS_SRCU;
+  if (fits && Atomics.load(w, id + SUBS_ID) === id && Atomics.load(w, id + SUBS_OWNED) === 1)
+    return id as Subs;
+  throw new MmError("ESRCH", "createNotifiers", "no notifiers with this id in this memory");
 }

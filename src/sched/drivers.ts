@@ -361,7 +361,7 @@ export class EventLoop {
   listen(): void {
     this.#listeners++;
     this.retain();
-    this.pump();
+    if (!this.#listening) this.pump();
   }
 
   unlisten(retained: boolean): void {

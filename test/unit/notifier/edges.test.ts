@@ -1,7 +1,7 @@
 /** What happens at the edges of the contract: who hears of failures, and what a range leaves behind that could not be opened. */
 import { describe, expect, test, vi } from "vitest";
 import { allocWords, heapUsedWords } from "../../../src/memory/index.ts";
-import { MmuNotifier, MmuNotifierEvent } from "../../../src/notifier/index.ts";
+import { createNotifiers, MmuNotifier, MmuNotifierEvent } from "../../../src/notifier/index.ts";
 import { SUBS_INTERVALS, subsListedAt } from "../../../src/notifier/layout.ts";
 import { type Op, waitOp } from "../../../src/sched/index.ts";
 import { attachTo, makeMemory, thrown } from "../../lib/mm.ts";
@@ -178,5 +178,28 @@ describe("subscriptions outlive their space", () => {
     await turnOfLoop();
     expect(memory.stats().arenaBytes).toBe(before);
     expect(thrown(() => space.notifiers.sync.insert(obedient(), 0, 1))?.code).toBe("ESRCH");
+  });
+});
+
+describe("notifiers of a foreign primary MMU in shared memory", () => {
+  test("are reached by other agents through their id, and deliver to them", async () => {
+    const memory = await makeMemory(32);
+    const other = await attachTo(memory);
+    const mine = createNotifiers({ memory });
+    const theirs = createNotifiers({ memory: other, id: mine.id });
+    expect(createNotifiers({ memory: other, id: mine.id })).toBe(theirs);
+    expect(createNotifiers({ memory }).id).not.toBe(mine.id);
+    const heard: number[] = [];
+    const interval = await theirs.insert(
+      obedient((_, { start }) => heard.push(start)),
+      0,
+      10,
+    );
+    await mine.invalidate(range(5, 6), () => {});
+    expect(heard).toEqual([5]);
+    await interval.remove();
+    for (const id of [0, -1, 1.5, Number.NaN, 2 ** 40, mine.id + 1])
+      expect(thrown(() => createNotifiers({ memory, id }))?.code).toBe("ESRCH");
+    expect(thrown(() => createNotifiers({ id: mine.id }))?.code).toBe("ESRCH");
   });
 });
