@@ -773,6 +773,8 @@ export interface CreateNotifiersOptions {
   readonly id?: SpaceId;
   /** Without `memory`: lockdep and other checks; slow. */
   readonly debug?: boolean;
+  /** Without `memory`, which has one of its own: hears of errors that have no caller, such as an end that throws. */
+  readonly onError?: (error: MmError) => void;
 }
 
 /**
@@ -781,8 +783,9 @@ export interface CreateNotifiersOptions {
  * Errors: ENOMEM, ESRCH if `id` names none.
  */
 export function createNotifiers(options: CreateNotifiersOptions = {}): Notifiers {
-  const { memory, id, debug = false } = options;
+  const { memory, id, debug = false, onError } = options;
   const agent = memory?.agent ?? attachAgent(createLocalArena(debug), { mayBlock: false });
+  if (!memory) agent.onError = onError;
   const heap = heapOf(agent.words);
   const subs =
     id === undefined ? newSubscriptions(agent, heap) : subscriptionsOf(agent, memory === undefined ? 0 : id);

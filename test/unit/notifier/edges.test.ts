@@ -181,6 +181,21 @@ describe("subscriptions outlive their space", () => {
   });
 });
 
+describe("notifiers of a foreign primary MMU", () => {
+  test("that are one agent's tell errors without a caller to onError", async () => {
+    const heard: string[] = [];
+    const notifiers = createNotifiers({ onError: (error) => heard.push(`${error.code} ${error.operation}`) });
+    const ops = {
+      invalidateRangeEnd: () => {
+        throw new Error("boom");
+      },
+    };
+    await notifiers.register(new MmuNotifier(ops));
+    await notifiers.invalidate(range(0, 1), () => {});
+    expect(heard).toEqual(["ECALLBACK invalidateRangeEnd"]);
+  });
+});
+
 describe("notifiers of a foreign primary MMU in shared memory", () => {
   test("are reached by other agents through their id, and deliver to them", async () => {
     const memory = await makeMemory(32);
