@@ -1,8 +1,8 @@
-/** What the README shows is run as it stands. Needs a build. */
+/** What the README and the documents show is run as it stands. Needs a build. */
 import { execFile } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { ROOT } from "../lib/sources.ts";
@@ -31,8 +31,55 @@ test("the API in one screen runs, and reads the file's first byte through the mi
   expect(stdout.trim()).toBe(String(firstByte));
 });
 
-test("every relative link leads to a file", async () => {
-  const links = [...readme.matchAll(/\]\(([^)#:]+)\)/g)].map((m) => m[1]!);
-  expect(links.length).toBeGreaterThan(2);
-  for (const link of links) await expect(readFile(join(ROOT, link))).resolves.toBeDefined();
+/** The snippets of docs/notifiers.md, by the heading above them. */
+async function snippetUnder(heading: string): Promise<string> {
+  const text = await readFile(join(ROOT, "docs/notifiers.md"), "utf8");
+  const section = text.split(/^#+ /m).find((part) => part.startsWith(`${heading}\n`));
+  const snippet = /```js\n(.*?)```/s.exec(section ?? "")?.[1];
+  if (snippet === undefined) throw new Error(`no snippet under "${heading}"`);
+  return snippet;
+}
+
+test("the complete secondary MMU of docs/notifiers.md reads no stale byte; without the line that drops it does", async () => {
+  const snippet = await snippetUnder("A complete secondary MMU");
+  const stale = async (name: string, source: string): Promise<number> => {
+    const file = join(project, name);
+    await writeFile(file, source);
+    const { stdout, stderr } = await run(process.execPath, [file], { cwd: project });
+    expect(stderr).toBe("");
+    return Number(/stale: (\d+)/.exec(stdout)?.[1]);
+  };
+  expect(await stale("mirror.mjs", snippet)).toBe(0);
+  const drops = /^ *this\.entries\.fill\(0, .*\n/m;
+  expect(snippet).toMatch(drops);
+  expect(await stale("broken.mjs", snippet.replace(drops, ""))).toBeGreaterThan(0);
+});
+
+test.each(["With a lock", "With a list notifier"])(
+  "the snippet %j of docs/notifiers.md is JavaScript",
+  async (heading) => {
+    const file = join(project, "syntax.mjs");
+    await writeFile(file, await snippetUnder(heading));
+    await expect(run(process.execPath, ["--check", file])).resolves.toMatchObject({ stderr: "" });
+  },
+);
+
+test("every relative link of the README and the documents leads to a file, and to a heading there", async () => {
+  const anchorsOf = (text: string): string[] =>
+    [...text.matchAll(/^#+ (.*)$/gm)].map((m) =>
+      m[1]!
+        .toLowerCase()
+        .replace(/[^\w\- ]/g, "")
+        .replaceAll(" ", "-"),
+    );
+  for (const file of ["README.md", "docs/architecture.md", "docs/notifiers.md", "docs/linux-names.md"]) {
+    const text = await readFile(join(ROOT, file), "utf8");
+    const links = [...text.matchAll(/\]\(([^):]+)\)/g)].map((m) => m[1]!);
+    for (const link of links) {
+      const [path, anchor] = link.split("#") as [string, string?];
+      const target = path === "" ? file : join(dirname(file), path);
+      const found = await readFile(join(ROOT, target), "utf8");
+      if (anchor !== undefined) expect(anchorsOf(found), `${link} in ${file}`).toContain(anchor);
+    }
+  }
 });
