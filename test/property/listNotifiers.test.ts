@@ -13,6 +13,8 @@ import { newArena, point } from "../lib/arena.ts";
 import { notifierWorld, type Subscriber } from "../lib/notifiers.ts";
 
 const AGENTS = 3;
+/** Two for each agent: one may register while the other invalidates. */
+const ACTORS = 2 * AGENTS;
 const arena = newArena(AGENTS);
 
 type Command =
@@ -31,7 +33,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   { weight: 5, arbitrary: fc.record({ kind: fc.constant("invalidate" as const), nested: fc.boolean() }) },
   { weight: 1, arbitrary: fc.record({ kind: fc.constant("synchronize" as const) }) },
 );
-const program = fc.array(fc.array(command, { maxLength: 7 }), { minLength: AGENTS, maxLength: AGENTS });
+const program = fc.array(fc.array(command, { maxLength: 5 }), { minLength: ACTORS, maxLength: ACTORS });
 
 const ensure = (condition: boolean, what: string): void => {
   if (!condition) throw new InvariantError(what);
@@ -40,6 +42,8 @@ const ensure = (condition: boolean, what: string): void => {
 /** One registration. */
 interface Life {
   readonly by: Subscriber;
+  /** The actor that takes it away. */
+  readonly actor: number;
   readonly ops: MmuNotifierOps;
   notifier: MmuNotifier | undefined;
   counted: boolean;
@@ -68,9 +72,10 @@ function run(programs: readonly (readonly Command[])[], seed: number): Reached {
   let returned = 0;
   let ranges = 0;
 
-  function newLife(by: Subscriber, counted: boolean, waits: boolean): Life {
+  function newLife(by: Subscriber, actor: number, counted: boolean, waits: boolean): Life {
     const life: Life = {
       by,
+      actor,
       counted,
       notifier: undefined,
       uses: 1,
@@ -104,8 +109,8 @@ function run(programs: readonly (readonly Command[])[], seed: number): Reached {
     return life;
   }
 
-  function* enter(by: Subscriber, counted: boolean, waits: boolean): Op<void> {
-    const life = newLife(by, counted, waits);
+  function* enter(by: Subscriber, k: number, counted: boolean, waits: boolean): Op<void> {
+    const life = newLife(by, k, counted, waits);
     const { operations } = by.notifiers;
     if (counted) life.notifier = yield* operations.get(life.ops);
     else {
@@ -138,8 +143,8 @@ function run(programs: readonly (readonly Command[])[], seed: number): Reached {
     }
   }
 
-  const mine = (by: Subscriber, counted: boolean, n: number): Life | undefined => {
-    const all = lives.filter((l) => l.by === by && l.counted === counted && l.since > 0 && !l.leaving);
+  const mine = (k: number, counted: boolean, n: number): Life | undefined => {
+    const all = lives.filter((l) => l.actor === k && l.counted === counted && l.since > 0 && !l.leaving);
     return all[n % Math.max(1, all.length)];
   };
 
@@ -161,13 +166,13 @@ function run(programs: readonly (readonly Command[])[], seed: number): Reached {
     for (const life of gone) ensure(life.over, "synchronize() returned before what was put was freed");
   }
 
-  function* actor(by: Subscriber, commands: readonly Command[]): Op<void> {
+  function* actor(by: Subscriber, k: number, commands: readonly Command[]): Op<void> {
     for (const c of commands) {
-      if (c.kind === "register" || c.kind === "get") yield* enter(by, c.kind === "get", c.waits);
+      if (c.kind === "register" || c.kind === "get") yield* enter(by, k, c.kind === "get", c.waits);
       else if (c.kind === "invalidate") yield* invalidate(by, c.nested);
       else if (c.kind === "synchronize") yield* synchronize(by);
       else if ("which" in c) {
-        const life = mine(by, c.kind !== "unregister", c.which);
+        const life = mine(k, c.kind !== "unregister", c.which);
         if (life && c.kind === "put") put(life);
         else if (life && c.kind === "unregister") yield* leave(life);
         else if (life) {
@@ -180,14 +185,14 @@ function run(programs: readonly (readonly Command[])[], seed: number): Reached {
       yield* point();
     }
     done++;
-    yield* waitOp(0, () => done === AGENTS, "the others");
-    const stay = lives.filter((life) => life.by === by && !life.leaving);
+    yield* waitOp(0, () => done === ACTORS, "the others");
+    const stay = lives.filter((life) => life.actor === k && !life.leaving);
     yield* waitOp(
       0,
       () => stay.every((life) => [...life.heard.values()].every((h) => h === "end")),
       "the ends",
     );
-    for (const life of lives.filter((l) => l.by === by && !l.leaving)) {
+    for (const life of stay) {
       while (life.counted && life.uses > 0) put(life);
       if (!life.counted) yield* leave(life);
     }
@@ -196,10 +201,12 @@ function run(programs: readonly (readonly Command[])[], seed: number): Reached {
 
   let done = 0;
   const checker = new CheckerDriver(seededChooser(seed));
-  for (const [k, by] of world.agents.entries())
-    checker.spawn(by.agent, `a${k}`, actor(by, programs[k] ?? []));
+  for (const [k, commands] of programs.entries()) {
+    const by = world.agents[k % AGENTS]!;
+    checker.spawn(by.agent, `a${k}`, actor(by, k, commands));
+  }
   try {
-    checker.run(20_000);
+    checker.run(50_000);
     ensure(world.open() === 0 && world.check() === undefined, `at the end: ${world.check()}`);
     ensure(
       lives.every((life) => life.over),
