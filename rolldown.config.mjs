@@ -18,6 +18,7 @@ const publishedEntries = {
   notifier: "src/notifierEntry.ts",
   node: "src/node.ts",
   sync: "src/syncEntry.ts",
+  program: "src/programEntry.ts",
   cli: "src/cli/main.ts",
   mirrorWorker: "src/cli/mirrorWorker.ts",
   streamWorker: "src/cli/streamWorker.ts",

@@ -19,6 +19,7 @@ export type MmErrorCode =
   | "EIO"
   | "EPERM"
   | "EOVERFLOW"
+  | "EFBIG"
   | "ENOTSUP"
   | "EOWNERDEAD"
   | "ECALLBACK"

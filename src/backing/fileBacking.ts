@@ -5,6 +5,8 @@ import {
   fdatasync,
   fdatasyncSync,
   fstatSync,
+  ftruncate,
+  ftruncateSync,
   openSync,
   read,
   readSync,
@@ -20,6 +22,7 @@ const FILE_KIND = "file";
 
 const readAsync = promisify(read);
 const writeAsync = promisify(write);
+const ftruncateAsync = promisify(ftruncate);
 const fdatasyncAsync = promisify(fdatasync);
 
 /** What a system error means here; anything else is EIO. */
@@ -90,6 +93,8 @@ function open(path: string, writable: boolean): Backing {
               done += (await writeAsync(fd, from, done, from.length - done, offset + done)).bytesWritten;
             }
           },
+          truncate: (bytes: number) => ftruncateAsync(fd, bytes),
+          truncateSync: (bytes: number) => ftruncateSync(fd, bytes),
           flush: () => fdatasyncAsync(fd),
           flushSync: () => fdatasyncSync(fd),
         }

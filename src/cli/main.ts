@@ -12,6 +12,7 @@ import {
   sentenceOf,
 } from "./commandError.ts";
 import { mirrorCommand, type MirrorOptions } from "./mirrorCommand.ts";
+import { programRunCommand, type ProgramRunOptions } from "./program/programCommand.ts";
 import { MOST_AGENTS } from "./run.ts";
 
 const MOST_PASSES = 1000;
@@ -65,6 +66,20 @@ function makeProgram(exit: (code: number) => void): Command {
     .option("--debug", "check invariants while it runs, which is slow", false)
     .action(async (file: string | undefined, options: MirrorOptions) => {
       exit(await mirrorCommand(file, options));
+    });
+  program
+    .command("program")
+    .description("mm programs: small lists of operations on memory, run here as Linux runs them")
+    .command("run")
+    .description("run mm programs and write what each operation came to, one result per program")
+    .argument("<PATH...>", "programs, or directories with programs (*.jsonl)")
+    .option(
+      "--out <dir>",
+      "where NAME.actual.jsonl is written for each (default: one program's to standard output)",
+    )
+    .option("--debug", "verify every invariant after each operation, which is slow", false)
+    .action(async (paths: readonly string[], options: ProgramRunOptions) => {
+      exit(await programRunCommand(paths, options));
     });
   return program;
 }

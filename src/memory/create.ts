@@ -28,6 +28,7 @@ import {
   MEM_FREE_BITS,
   MEM_HEAP,
   MEM_PAGE_SHIFT,
+  MEM_READ_AHEAD,
   MEM_SEGMENT0,
   MEM_SEGMENT_FRAMES,
   MEM_TLB_ENTRIES,
@@ -44,6 +45,9 @@ export interface ArenaOptions {
   /** Bytes of records and page tables; undefined: derived from the budget. */
   readonly arenaBytes: number | undefined;
   readonly faultAroundBytes: number;
+  /** Powers of two; at least a page, the first CLUSTER_BYTES at most. */
+  readonly folioBytes: number;
+  readonly readAheadBytes: number;
   readonly maxAgents: number;
   readonly debug: boolean;
 }
@@ -124,7 +128,8 @@ export function createArena(options: ArenaOptions): MemoryHandle {
   w[root + MEM_FOLIOS] = folios;
   w[root + MEM_FREE_BITS] = freeBits;
   w[root + MEM_ZERO_BITS] = zeroBits;
-  w[root + MEM_CLUSTER_SHIFT] = Math.log2(Math.max(1, CLUSTER_BYTES / pageSize));
+  w[root + MEM_CLUSTER_SHIFT] = Math.log2(options.folioBytes / pageSize);
+  w[root + MEM_READ_AHEAD] = options.readAheadBytes / pageSize;
   w[root + MEM_FAULT_AROUND] = Math.max(1, Math.floor(options.faultAroundBytes / pageSize));
   w[root + MEM_TLB_ENTRIES] = Math.min(
     MAX_TLB_ENTRIES,

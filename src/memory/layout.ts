@@ -20,6 +20,7 @@ export const MEM_FREE_HINT = 9; //     A  group in which a frame was freed last
 export const MEM_PEAK = 10; //         A  most frames in use, as seen whenever an agent takes a new group
 export const MEM_CLOCK_HAND = 11; //   A  where reclaim looks next, a cluster number
 export const MEM_CLUSTER_SHIFT = 12; // C  log2 of frames in a cluster
+export const MEM_READ_AHEAD = 8; //     C  pages that a read of a file brings in, a power of two
 export const MEM_TLB_ENTRIES = 13; //  C  entries of an agent's TLB, power of two
 export const MEM_MM = 14; //           C  slot of the mm row's header
 export const MEM_FAULT_AROUND = 15; // C  pages
@@ -50,6 +51,8 @@ export const PG_REFERENCED = 0x8; // used since reclaim last looked, other than 
 export const PG_ANON = 0x10; //      private to one space
 export const PG_RESERVED = 0x20; //  the zero page: never freed, never written
 export const PG_ERROR = 0x40; //     the backing could not deliver or take it
+export const PG_LAZYFREE = 0x80; //  anonymous, and given up by madvise free unless it is written again
+export const PG_RECLAIM = 0x100; //  reclaim has unmapped it, and it is free once it is written back
 export const PG_LOCK_SHIFT = 24;
 export const PG_LOCK_MASK: number = 0x7f << 24;
 

@@ -12,6 +12,10 @@ export interface Backing {
   writeSync?(offset: number, from: Uint8Array): void;
   write?(offset: number, from: Uint8Array): Promise<void>;
   flush?(): Promise<void>;
+  /** Changes the size. Without it the file keeps its size. */
+  truncate?(size: number): Promise<void>;
+  /** As truncate(), for agents that block. */
+  truncateSync?(size: number): void;
   /** As flush(), for agents that block. */
   flushSync?(): void;
   /** Releases what the instance holds (a descriptor of the operating system). */

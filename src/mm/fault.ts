@@ -12,12 +12,14 @@
  *   write           none       file, private        a copy of the cache's frame                -
  *   write           read-only  file, shared         the entry becomes writable, frame dirty    -
  *   write           read-only  private, exclusive   the entry becomes writable                 -
+ *   write           read-only  private, sole owner  the entry becomes writable and exclusive   -
  *   write           read-only  private              copy-on-write                              CLEAR, one page
+ *   any             guard      any                  SegvError                                  -
  *
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
 import { BusError, MmError, SegvError } from "../errors.ts";
-import { PG_ANON, PG_DIRTY, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { PG_ANON, PG_DIRTY, PG_RECLAIM, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import {
   beginRange,
   endOpenRange,
@@ -41,6 +43,8 @@ import {
   VM_WRITE,
   type Vma,
 } from "./layout.ts";
+import { prepareAnon } from "./anonVma.ts";
+import { isBatched } from "./batches.ts";
 import { unuseFile, useFile } from "./files.ts";
 import { unuseSpace, useSpace } from "./lifetime.ts";
 import { type FileCore, fileAt, tryGetPage } from "./pageCache.ts";
@@ -54,12 +58,14 @@ import {
   pfnOfPte,
   PTE_ACCESSED,
   PTE_EXCLUSIVE,
+  PTE_GUARD,
   PTE_READ,
   PTE_VALID,
   PTE_WRITE,
   PTE_WRITTEN,
 } from "./pte.ts";
-import { radixEnsure, radixFind, radixRun } from "./radix.ts";
+import { radixFind, radixRun } from "./radix.ts";
+import { ensureEntry } from "./pageTables.ts";
 import { allocFrameOp } from "./reclaim.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
@@ -106,15 +112,16 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (vma === 0) return FAULT_MAPERR;
   const flags = vmaFlags(space, vma);
   if ((flags & (write ? VM_WRITE : VM_PROT)) === 0) return FAULT_ACCERR;
-  const entry = radixEnsure(agent, mm.heap, space.pgd, vpn);
+  const entry = ensureEntry(space, vpn);
   if (entry === 0) return FAULT_ARENA;
   const pte = agent.words[entry]!; // plain: every change from here on is a compare-exchange
   if (isBusy(pte)) return FAULT_BUSY;
+  if (pte === PTE_GUARD) return FAULT_MAPERR;
   mm.count(CT_MINOR);
   if (isValid(pte))
     return write ? faultWriteProtected(space, vma, vpn, entry, pte, flags) : setBits(space, entry, pte, 0);
   const file = vmaFile(space, vma);
-  if (file === 0) return faultAnonymous(space, entry, write);
+  if (file === 0) return faultAnonymous(space, vma, entry, write);
   return faultFile(space, vma, vpn, entry, fileAt(mm, file), flags, write);
 }
 
@@ -134,8 +141,19 @@ function faultWriteProtected(
 ): number {
   const { mm, agent } = space;
   const pfn = pfnOfPte(pte);
-  if ((flags & VM_SHARED) === 0)
-    return (pte & PTE_EXCLUSIVE) !== 0 ? setBits(space, entry, pte, PTE_WRITTEN) : FAULT_COW;
+  if ((flags & VM_SHARED) === 0) {
+    if ((pte & PTE_EXCLUSIVE) !== 0) return setBits(space, entry, pte, PTE_WRITTEN);
+    // The others that a fork gave it to are gone: only we refer to it, and nobody can come to it but through us.
+    if (
+      pfn !== ZERO_PFN &&
+      (mm.frames.flags(pfn) & PG_ANON) !== 0 &&
+      mm.frames.refcount(pfn) === 1 &&
+      !isBatched(mm, pfn)
+    )
+      return setBits(space, entry, pte, PTE_WRITTEN | PTE_EXCLUSIVE);
+    prepareAnon(space, vma);
+    return FAULT_COW;
+  }
   const file = fileAt(mm, vmaFile(space, vma));
   // Under the folio lock: write-back clears the dirty bits under it, and ours must come before or after. With a reference,
   // because reclaim may take the page from the entry and give it to another, who has a lock of his own on it.
@@ -160,7 +178,7 @@ function locked(file: FileCore, index: number, pfn: number): number {
   return FAULT_LOCKED;
 }
 
-function faultAnonymous(space: SpaceCore, entry: Pte, write: boolean): number {
+function faultAnonymous(space: SpaceCore, vma: Vma, entry: Pte, write: boolean): number {
   const { mm, agent } = space;
   const w = agent.words;
   if (!write) {
@@ -169,6 +187,7 @@ function faultAnonymous(space: SpaceCore, entry: Pte, write: boolean): number {
   }
   const pfn = mm.frames.tryAlloc(true);
   if (pfn === 0) return FAULT_FRAME;
+  prepareAnon(space, vma);
   installAnonymous(space, entry, pfn);
   return FAULT_DONE;
 }
@@ -194,25 +213,31 @@ function faultFile(
 ): number {
   const { frames } = space.mm;
   const index = fileIndexOf(space, vma, vpn);
+  if (write && (flags & VM_SHARED) === 0) prepareAnon(space, vma);
+  // First: a page beyond the end that is still in the cache is on its way out.
+  if (index >= file.pages) {
+    if (!write) faultAround(space, vma, vpn, entry, file, index);
+    return FAULT_BUS;
+  }
   const page = tryGetPage(file, index);
   if (page === 0) {
-    if (index >= file.pages) return FAULT_BUS;
     need.file = file;
     need.index = index;
     return FAULT_PAGE;
   }
+  if (!frames.tryLockFolio(page)) {
+    frames.put(page);
+    return locked(file, index, page);
+  }
   if (write && (flags & VM_SHARED) === 0) {
-    const copy = frames.tryAlloc(false);
+    const copy = index < file.pages ? frames.tryAlloc(false) : 0;
     if (copy !== 0) {
       frames.copyFrame(copy, page);
       installAnonymous(space, entry, copy);
     }
+    frames.unlockFolio(page);
     frames.put(page);
     return copy === 0 ? FAULT_FRAME : FAULT_DONE;
-  }
-  if (!frames.tryLockFolio(page)) {
-    frames.put(page);
-    return locked(file, index, page);
   }
   mapLocked(space, entry, file, index, page, write ? PTE_WRITTEN : PTE_ACCESSED);
   if (!write) faultAround(space, vma, vpn, entry, file, index);
@@ -229,8 +254,8 @@ function mapLocked(
   bits: number,
 ): void {
   const { frames } = space.mm;
-  // It may have left the cache between our reference and our lock.
-  if (file.frameOf(index) !== pfn) {
+  // It may have left the cache between our reference and our lock, or be about to: the file has become shorter.
+  if (file.frameOf(index) !== pfn || index >= file.pages) {
     frames.unlockFolio(pfn);
     frames.put(pfn);
     return;
@@ -265,7 +290,8 @@ function faultAround(
     if (Atomics.load(agent.words, at) !== 0) continue;
     const page = tryGetPage(file, index + (neighbour - vpn));
     if (page === 0) continue;
-    if (frames.tryLockFolio(page)) mapLocked(space, at, file, index + (neighbour - vpn), page, 0);
+    if ((frames.flags(page) & PG_RECLAIM) === 0 && frames.tryLockFolio(page))
+      mapLocked(space, at, file, index + (neighbour - vpn), page, 0);
     else frames.put(page);
   }
 }
@@ -346,8 +372,8 @@ export function checkLive(space: SpaceCore, operation: string): void {
 }
 
 function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
-  const { agent, mm } = space;
-  const entry = radixEnsure(agent, mm.heap, space.pgd, vpn);
+  const { agent } = space;
+  const entry = ensureEntry(space, vpn);
   yield* waitOp(
     space.slot + SP_FAULTQ,
     () => !isBusy(Atomics.load(agent.words, entry)),

@@ -5,7 +5,7 @@
  * Preconditions of everything here: the folio locks of the pages are held.
  */
 import { isMmError, MmError } from "../errors.ts";
-import { PG_DIRTY, PG_ERROR } from "../memory/index.ts";
+import { PG_DIRTY, PG_ERROR, PG_RECLAIM } from "../memory/index.ts";
 import {
   type HostEffect,
   type Message,
@@ -29,6 +29,7 @@ import {
   FL_OPENER,
   MESSAGE_FLUSH,
   MESSAGE_READ,
+  MESSAGE_TRUNCATE,
   MESSAGE_WRITE,
 } from "./layout.ts";
 import type { Mm } from "./mm.ts";
@@ -145,13 +146,39 @@ function hostFlush(file: FileCore, backing: Backing): HostEffect | undefined {
   };
 }
 
+/** How a backing gets the size that its file has, undefined if it cannot. */
+function hostTruncate(file: FileCore, backing: Backing): HostEffect | undefined {
+  if (!backing.truncate && !backing.truncateSync) return undefined;
+  return {
+    kind: "host",
+    what: `a truncation of file ${file.id}`,
+    sync: backing.truncateSync && ((): void => backing.truncateSync!(file.size)),
+    start: async () => {
+      await backing.truncate?.(file.size);
+    },
+  };
+}
+
+/** Gives the backing the size that its file has now. Errors: those of the backing, as they are. */
+export function* truncateBackingOp(file: FileCore): Op<void> {
+  const backing = file.backing();
+  if (!backing) {
+    yield* askOpenerOp(file, NO_PIECE, MESSAGE_TRUNCATE);
+    return;
+  }
+  const effect = hostTruncate(file, backing);
+  if (effect) yield effect;
+}
+
+const NO_PIECE: Piece = { index: 0, pfn: 0, pages: 0 };
+
 /** Makes what has been written durable. Errors: those of the backing, as they are. */
 export function* flushOp(file: FileCore): Op<void> {
   const backing = file.backing();
   if (!backing) {
     const { words } = file.mm.agent;
     if (ownerGone(words, Atomics.load(words, file.slot + FL_OPENER))) return; // nobody is left to do it
-    yield* askOpenerOp(file, { index: 0, pfn: 0, pages: 0 }, MESSAGE_FLUSH);
+    yield* askOpenerOp(file, NO_PIECE, MESSAGE_FLUSH);
     return;
   }
   const effect = hostFlush(file, backing);
@@ -225,7 +252,9 @@ export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknow
       const effect =
         kind === MESSAGE_FLUSH
           ? hostFlush(file, backing)
-          : hostTransfer(file, backing, piece, kind, (bytes) => Atomics.store(w, m + MSG_RESULT, bytes));
+          : kind === MESSAGE_TRUNCATE
+            ? hostTruncate(file, backing)
+            : hostTransfer(file, backing, piece, kind, (bytes) => Atomics.store(w, m + MSG_RESULT, bytes));
       start(
         (function* (): Op<void> {
           if (effect) yield { ...effect, owed: true };
@@ -240,6 +269,7 @@ export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknow
   agent.handle(MESSAGE_READ, serve(MESSAGE_READ));
   agent.handle(MESSAGE_WRITE, serve(MESSAGE_WRITE));
   agent.handle(MESSAGE_FLUSH, serve(MESSAGE_FLUSH));
+  agent.handle(MESSAGE_TRUNCATE, serve(MESSAGE_TRUNCATE));
 }
 
 /**
@@ -261,7 +291,7 @@ export function* writeLockedOp(file: FileCore, pieces: Pieces): Op<boolean> {
   try {
     yield* transferOp(file, dirty, MESSAGE_WRITE);
     mm.count(CT_WRITEBACKS, pages);
-    dirty.forEach((_index, pfn) => frames.clearFlags(pfn, PG_ERROR));
+    dirty.forEach((_index, pfn) => frames.clearFlags(pfn, PG_ERROR | PG_RECLAIM));
     return true;
   } catch (error) {
     if (isRefusal(error)) {

@@ -1,11 +1,10 @@
 /**
- * Files: opening, the record, reading and writing through the cache, closing. Linux: struct file, shmem.
+ * The records of files: opening, users, the end. Linux: struct inode.
  *
  * A file lives while it has users: open handles, vmas, operations under way. The last one gone, its pages leave the cache.
  */
 import { MmError } from "../errors.ts";
-import { PG_DIRTY, PG_UPTODATE } from "../memory/index.ts";
-import { type Op, runAsync, waitOp } from "../sched/index.ts";
+import { type Op, runAsync } from "../sched/index.ts";
 import { type Backing, MEMORY_KIND } from "./backing.ts";
 import {
   BACKING_DESCRIPTOR,
@@ -13,6 +12,8 @@ import {
   BACKING_SERVED,
   type File,
   FILE_LIVE,
+  FILE_RESIZABLE,
+  FILE_WRITABLE,
   FL_DESCRIPTOR,
   FL_DESCRIPTOR_BYTES,
   FL_ID,
@@ -26,12 +27,12 @@ import {
   FL_WRITABLE,
 } from "./layout.ts";
 import type { Mm } from "./mm.ts";
-import { dropLockedPage, fileAt, type FileCore, markReferenced, tryGetPage } from "./pageCache.ts";
-import { getPageOp } from "./pageIn.ts";
+import { fileAt, type FileCore } from "./pageCache.ts";
 import { syncFileOp } from "./writeback.ts";
-import { createRadix, destroyRadix, INDEX_END, radixStretches } from "./radix.ts";
+import { createRadix, destroyRadix, INDEX_END } from "./radix.ts";
+import { dropPagesOp } from "./removal.ts";
 
-function createFile(mm: Mm, size: number, kind: number, writable: boolean): File {
+function createFile(mm: Mm, size: number, kind: number, rights: number): File {
   if (!Number.isSafeInteger(size) || size < 0 || size > INDEX_END * mm.pageSize) {
     throw new MmError(
       "EOVERFLOW",
@@ -51,7 +52,7 @@ function createFile(mm: Mm, size: number, kind: number, writable: boolean): File
   Atomics.store(w, file + FL_ROOT, root);
   Atomics.store(w, file + FL_KIND, kind);
   Atomics.store(w, file + FL_OPENER, agent.ownerId);
-  Atomics.store(w, file + FL_WRITABLE, writable ? 1 : 0);
+  Atomics.store(w, file + FL_WRITABLE, rights);
   Atomics.store(w, file + FL_USERS, 1);
   agent.doubles[(file + FL_SIZE) >> 1] = size;
   Atomics.store(w, file + FL_STATE, FILE_LIVE);
@@ -61,7 +62,7 @@ function createFile(mm: Mm, size: number, kind: number, writable: boolean): File
 
 /** A file of zeros that lives in frames, without a handle, with one user: what shared anonymous memory maps. */
 export function createMemoryFile(mm: Mm, size: number): FileCore {
-  return fileAt(mm, createFile(mm, size, BACKING_MEMORY, true));
+  return fileAt(mm, createFile(mm, size, BACKING_MEMORY, FILE_WRITABLE | FILE_RESIZABLE));
 }
 
 /** Makes the page cache object of a backing, with one user. */
@@ -72,9 +73,12 @@ export function openBacking(mm: Mm, backing: Backing, writable: boolean): File {
     descriptor?.kind === MEMORY_KIND ? BACKING_MEMORY : descriptor ? BACKING_DESCRIPTOR : BACKING_SERVED;
   const text = kind === BACKING_DESCRIPTOR ? new TextEncoder().encode(JSON.stringify(descriptor)) : undefined;
   const at = text ? mm.alloc(descriptorWords(text.length), "openFile") : 0;
+  const resizable =
+    kind === BACKING_MEMORY || backing.truncate !== undefined || backing.truncateSync !== undefined;
+  const rights = writable ? FILE_WRITABLE | (resizable ? FILE_RESIZABLE : 0) : 0;
   let file: File;
   try {
-    file = createFile(mm, backing.size, kind, writable);
+    file = createFile(mm, backing.size, kind, rights);
   } catch (error) {
     if (text) mm.free(at, descriptorWords(text.length));
     throw error;
@@ -116,7 +120,7 @@ function reportClose(file: FileCore, cause: unknown): void {
 
 function* destroyOp(file: FileCore): Op<void> {
   const { mm, slot } = file;
-  const { agent, frames } = mm;
+  const { agent } = mm;
   const w = agent.words;
   try {
     if (file.writable) yield* syncFileOp(file, 0, file.pages);
@@ -125,34 +129,7 @@ function* destroyOp(file: FileCore): Op<void> {
     reportClose(file, error);
   }
   mm.unlinkFile(slot);
-  const indices: number[] = [];
-  radixStretches(w, file.root, 0, INDEX_END, (entry, index, count) => {
-    for (let k = 0; k < count; k++) if (Atomics.load(w, entry + k) !== 0) indices.push(index + k);
-  });
-  for (const index of indices) {
-    for (let pfn = file.frameOf(index); pfn !== 0; pfn = file.frameOf(index)) {
-      if (!frames.tryGet(pfn)) {
-        // Being evicted; the last that its evictor does with this file is to clear the entry.
-        const evicted = pfn;
-        yield* waitOp(
-          frames.queueOf(pfn),
-          () => file.frameOf(index) !== evicted,
-          `the eviction of frame ${pfn}`,
-          () => frames.folioOwner(evicted),
-        );
-        continue;
-      }
-      try {
-        yield* frames.lockFolioOp(pfn);
-      } catch (error) {
-        frames.put(pfn);
-        throw error;
-      }
-      if (file.frameOf(index) === pfn) dropLockedPage(file, index, pfn);
-      else frames.unlockFolio(pfn);
-      frames.put(pfn);
-    }
-  }
+  yield* dropPagesOp(file, 0, INDEX_END);
   const descriptor = Atomics.load(w, slot + FL_DESCRIPTOR);
   if (descriptor !== 0) mm.free(descriptor, descriptorWords(Atomics.load(w, slot + FL_DESCRIPTOR_BYTES)));
   destroyRadix(agent, mm.heap, file.root);
@@ -161,133 +138,4 @@ function* destroyOp(file: FileCore): Op<void> {
   mm.backings.delete(slot);
   mm.free(slot, FL_WORDS);
   backing?.close?.();
-}
-
-/** Copies file bytes to or from a buffer through the cache; returns how many. Linux: pread(), pwrite(). */
-function* transferFileOp(
-  file: FileCore,
-  operation: "read" | "write",
-  offset: number,
-  bytes: Uint8Array,
-): Op<number> {
-  if (!Number.isSafeInteger(offset) || offset < 0) {
-    throw new MmError("EINVAL", operation, "offset must be a whole number of bytes, not negative");
-  }
-  if (!(bytes instanceof Uint8Array)) throw new MmError("EINVAL", operation, "needs a Uint8Array");
-  const { mm } = file;
-  const { frames, pageSize } = mm;
-  if (operation === "write" && !file.writable)
-    throw new MmError("EACCES", "write", "the file was opened read-only");
-  const end = Math.min(file.size, offset + bytes.length);
-  if (operation === "write" && bytes.length > 0 && offset + bytes.length > file.size) {
-    throw new MmError("ENOTSUP", "write", "this version does not extend files");
-  }
-  let done = 0;
-  while (offset + done < end) {
-    const at = offset + done;
-    const index = Math.floor(at / pageSize);
-    const within = at - index * pageSize;
-    const n = Math.min(pageSize - within, end - at);
-    const pfn = tryGetPage(file, index) || (yield* getPageOp(file, index, at));
-    try {
-      const frame = frames.bytesOf(pfn);
-      if (operation === "read") {
-        markReferenced(file, pfn);
-        bytes.set(frame.subarray(within, within + n), done);
-      } else {
-        yield* frames.lockFolioOp(pfn);
-        frame.set(bytes.subarray(done, done + n), within);
-        frames.setFlags(pfn, PG_DIRTY | PG_UPTODATE);
-        frames.unlockFolio(pfn);
-      }
-    } finally {
-      frames.put(pfn);
-    }
-    done += n;
-  }
-  return done;
-}
-
-/** A file as users see it: the page cache object of a backing. */
-export class MappedFile {
-  readonly id: number;
-  readonly name: string;
-  /** @internal */
-  readonly core: FileCore;
-  #closed = false;
-  readonly #onClose: () => void;
-
-  /** @internal */
-  constructor(core: FileCore, name: string, onClose: () => void) {
-    this.core = core;
-    this.id = core.id;
-    this.name = name;
-    this.#onClose = onClose;
-  }
-
-  /** Bytes. */
-  get size(): number {
-    return this.core.size;
-  }
-
-  /** @internal Runs `body` while the file cannot go. Errors: ESRCH once this handle is closed. */
-  *useOp<T>(operation: string, body: () => Op<T>): Op<T> {
-    const { mm, slot } = this.core;
-    mm.agent.checkUsable(operation);
-    if (this.#closed) throw new MmError("ESRCH", operation, "the file has been closed");
-    useFile(mm, slot);
-    try {
-      return yield* body();
-    } finally {
-      unuseFile(mm, slot);
-    }
-  }
-
-  /** @internal */
-  transferOp(operation: "read" | "write", offset: number, bytes: Uint8Array): Op<number> {
-    return this.useOp(operation, () => transferFileOp(this.core, operation, offset, bytes));
-  }
-
-  /** Reads bytes at `offset` through the page cache; returns how many, fewer only at the end of the file. May wait. Errors: EIO, ENOMEM, ESRCH. */
-  read(offset: number, into: Uint8Array): Promise<number> {
-    return runAsync(this.core.mm.agent, this.transferOp("read", offset, into));
-  }
-
-  /** Writes bytes at `offset` through the page cache, seen at once by every mapping. May wait. Errors: EACCES, ENOTSUP beyond the end, EIO, ENOMEM. */
-  write(offset: number, from: Uint8Array): Promise<number> {
-    return runAsync(this.core.mm.agent, this.transferOp("write", offset, from));
-  }
-
-  /**
-   * Writes dirty pages back and flushes the backing; everything stored before the call is written. May wait.
-   * Errors: EIO if this or an earlier write-back failed, once; the pages stay dirty. Linux: fsync().
-   */
-  sync(): Promise<void> {
-    return runAsync(this.core.mm.agent, this.syncOp());
-  }
-
-  /** @internal */
-  syncOp(): Op<void> {
-    return this.useOp("sync", () => syncFileOp(this.core, 0, this.core.pages));
-  }
-
-  /** Gives this handle up, after a sync of a writable file. Mappings stay; with the last of them the file goes. */
-  async close(): Promise<void> {
-    if (this.#closed) return;
-    const synced = this.core.writable ? this.sync() : undefined;
-    this.#closed = true;
-    try {
-      await synced;
-    } finally {
-      this.giveUp();
-    }
-  }
-
-  /** @internal Gives the handle's use back. Once. */
-  giveUp(): void {
-    this.#closed = true;
-    const { mm, slot } = this.core;
-    this.#onClose();
-    if (!mm.agent.detached) unuseFile(mm, slot);
-  }
 }

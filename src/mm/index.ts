@@ -1,8 +1,12 @@
 /** mm/: the primary MMU. Address spaces, faults, page cache, reclaim, each agent's TLB. Linux: mm/. */
 export type { Span } from "./access.ts";
 export { type Backing, memoryBacking, registerBacking } from "./backing.ts";
-export { MappedFile } from "./files.ts";
-export type { Advice, Prot } from "./mappings.ts";
+export { MappedFile } from "./mappedFile.ts";
+export type { Advice } from "./advice.ts";
+export type { Refs } from "./clearRefs.ts";
+export type { MoveOptions } from "./mremap.ts";
+export type { MsyncFlags } from "./msync.ts";
+export type { Prot } from "./ranges.ts";
 export {
   attach,
   createMemory,

@@ -6,7 +6,7 @@
  */
 import { IT_WORDS } from "../memory/index.ts";
 import { QUEUE_WORDS } from "../sched/index.ts";
-import { rwSemWords } from "../sync/index.ts";
+import { MUTEX_WORDS, rwSemWords } from "../sync/index.ts";
 import type { Slot } from "../units.ts";
 
 // Header of the row; found by MEM_MM.
@@ -16,6 +16,7 @@ export const MM_FILES = 2; //    A (stored under MM_LOCK)  newest file
 export const MM_IDS = 3; //      A  source of space and file ids
 export const MM_OWNERS = 4; //   A  source of owner ids
 export const MM_CLOSED = 5; //   A  1: close() has begun
+export const MM_DRAINS = 6; //   A  how often Linux would have emptied its batches of pages: see batches.ts
 export const MM_VIEWS = 16; //   O  per agent: newest block of its view log
 export const MM_PROTECTED: number = MM_VIEWS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
 export const MM_COUNTERS: number = MM_PROTECTED + 64; // O  per agent: COUNTER_WORDS counters
@@ -40,8 +41,10 @@ export const SP_PGD = 3; //       C  root of the page table
 export const SP_SUBS = 4; //      C
 export const SP_VMAS = 5; //      M  root of the tree of vmas, keyed by address
 export const SP_VMA_SEQ = 6; //   A (stored under M)  sequence count over the tree
+export const SP_COLD_COUNT = 7; // A (set under M)  bits of SP_COLD
 export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled
-export const SP_MMAP_LOCK: number = SP_FAULTQ + QUEUE_WORDS + 2;
+export const SP_COLD: number = SP_FAULTQ + QUEUE_WORDS; // A (set under M)  a bit for each entry of the top table: see pageTables.ts
+export const SP_MMAP_LOCK: number = SP_COLD + 64 + 2;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
   space + SP_MMAP_LOCK + rwSemWords(maxAgents) + slot; // A (stored by the owner)
@@ -61,32 +64,50 @@ export const VMA_FILE_NODE: number = IT_WORDS; //        F  node in the file's t
 export const VMA_SPACE: number = 2 * IT_WORDS; //        C
 export const VMA_FILE: number = 2 * IT_WORDS + 1; //     C  0 = anonymous
 export const VMA_FLAGS: number = 2 * IT_WORDS + 2; //    M  VM_*
-export const VMA_PGOFF: number = 2 * IT_WORDS + 3; //    M  page of the file at its start
-export const VMA_WORDS: number = 2 * IT_WORDS + 4;
+export const VMA_PGOFF: number = 2 * IT_WORDS + 3; //    M  page of the file at its start; anonymous: see vma.ts
+export const VMA_ANON: number = 2 * IT_WORDS + 4; //     A (set once by faults, else M)  anon_vma: see anonVma.ts; 0 = none
+export const VMA_WORDS: number = 2 * IT_WORDS + 6;
 
 export const VM_READ = 0x1;
 export const VM_WRITE = 0x2;
 export const VM_EXEC = 0x4;
 export const VM_PROT = 0x7;
 export const VM_SHARED = 0x8;
+export const VM_LOCKED = 0x10; //      mlock: stays in memory
+export const VM_LOCKONFAULT = 0x20; // and is brought in by faults only
+export const VM_SEQ_READ = 0x40; //    madvise sequential
+export const VM_RAND_READ = 0x80; //   madvise random
+export const VM_DONTCOPY = 0x100; //   madvise dontfork
+export const VM_WIPEONFORK = 0x200;
+export const VM_DONTDUMP = 0x400;
+export const VM_NORESERVE = 0x800;
+export const VM_ACCOUNT = 0x1000; //   private and writable once: would be charged
+/** Not a property of the mapping: its anon_vma came by fork, and the parent has one in its chain. */
+export const VM_FORK_CHILD = 0x2000;
 
 // File: the page cache object of a backing. Linux: inode + address_space.
 export const FL_ID = 0; //       C
 export const FL_STATE = 1; //    A  FILE_*
 export const FL_NEXT = 2; //     A (stored under MM_LOCK)
 export const FL_ROOT = 3; //     C  radix tree: page index -> frame + 1
-export const FL_SIZE = 4; //     A double, stored by whoever opens the file
+export const FL_SIZE = 4; //     A double, stored under FL_MUTEX
 export const FL_VMAS = 6; //     F  root of the tree of vmas, keyed by file offset
 export const FL_LOCK = 7; //     A  spinlock
 export const FL_KIND = 8; //     C  BACKING_*
 export const FL_OPENER = 9; //   C  owner id of the agent that opened it
 export const FL_DESCRIPTOR = 10; // C  block with the descriptor as UTF-8 JSON
 export const FL_DESCRIPTOR_BYTES = 11; // C
-export const FL_WRITABLE = 12; // C  1: write-back is possible
+export const FL_WRITABLE = 12; // C  FILE_WRITABLE, FILE_RESIZABLE
 export const FL_ERROR = 13; //   A  1: a write-back failed since the last report
 export const FL_PAGES = 14; //   A  frames in the cache
 export const FL_USERS = 15; //   A  vmas and open handles
-export const FL_WORDS = 16;
+export const FL_MUTEX = 16; //   A  held while the file's extent changes
+export const FL_WORDS: number = FL_MUTEX + MUTEX_WORDS;
+
+/** Write-back is possible. */
+export const FILE_WRITABLE = 1;
+/** So is another size. */
+export const FILE_RESIZABLE = 2;
 
 export const FILE_FREE = 0;
 export const FILE_LIVE = 1;
@@ -102,6 +123,7 @@ export const BACKING_SERVED = 3;
 export const MESSAGE_READ = 16; //  ARG0 file, ARG1 first frame, ARG2 frames, ARG3 page index
 export const MESSAGE_WRITE = 17; // the same
 export const MESSAGE_FLUSH = 18; // ARG0 file
+export const MESSAGE_TRUNCATE = 19; // ARG0 file; to the size that its record has
 
 export type Space = Slot<"space">;
 export type Vma = Slot<"vma">;

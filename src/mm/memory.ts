@@ -1,6 +1,7 @@
 /** PhysicalMemory: frames and arena, one per application, and an agent's membership in it. */
 import { MmError } from "../errors.ts";
 import {
+  CLUSTER_BYTES,
   allocWords,
   createArena,
   heapUsedWords,
@@ -38,7 +39,8 @@ import { reapRwSem } from "../sync/index.ts";
 import { parseBytes } from "../units.ts";
 import { type Backing, MEMORY_KIND } from "./backing.ts";
 import { checkMemory } from "./check.ts";
-import { MappedFile, openBacking, unuseFile } from "./files.ts";
+import { openBacking, unuseFile } from "./files.ts";
+import { MappedFile } from "./mappedFile.ts";
 import {
   BACKING_SERVED,
   CT_COW,
@@ -79,6 +81,13 @@ export interface MemoryOptions {
   readonly mayBlock?: boolean;
   /** Bytes of neighbours that a file fault maps along; default 65536, which is what one read brings in. */
   readonly faultAround?: number;
+  /**
+   * Bytes, from a page to 65536, the default: pages of a file that are kept together in memory, written back and reclaimed
+   * as one, with one invalidation. A page: each has its own, as in a kernel without large folios.
+   */
+  readonly folio?: number;
+  /** Bytes of a file that a read brings in, at least a folio, the default. */
+  readonly readAhead?: number;
   /** Default 64, the most a memory can have. */
   readonly maxAgents?: number;
   /** Lock-order checks, poisoned free frames, invariant checks: slower, for tests. */
@@ -256,10 +265,11 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     this.agent.checkUsable("openFile");
     if (typeof backing?.size !== "number")
       throw new MmError("EINVAL", "openFile", "needs a backing with a size in bytes");
-    const writable = options.writable ?? false;
     const canWrite = backing.write !== undefined || backing.writeSync !== undefined;
     const inMemory = backing.descriptor?.kind === MEMORY_KIND;
-    const core = fileAt(this.mm, openBacking(this.mm, backing, inMemory || (writable && canWrite)));
+    // What lives in memory is there to be written, unless somebody says otherwise.
+    const writable = options.writable ?? inMemory;
+    const core = fileAt(this.mm, openBacking(this.mm, backing, writable && (inMemory || canWrite)));
     const file = new MappedFile(core, options.name ?? `file ${core.id}`, () => {
       this.#files.delete(core.id);
       // Others may still map it: they are served for as long as something else keeps this agent alive.
@@ -583,10 +593,31 @@ export async function createMemory(options: MemoryOptions): Promise<PhysicalMemo
     pageSize,
     arenaBytes: options.arena === undefined ? undefined : bytesOption(options.arena, "arena"),
     faultAroundBytes: options.faultAround ?? 65536,
+    ...clustering(options, pageSize),
     maxAgents: options.maxAgents ?? 64,
     debug: options.debug ?? false,
   });
   return attach(handle, { mayBlock });
+}
+
+/** Errors: EINVAL. */
+function clustering(
+  options: MemoryOptions,
+  pageSize: number,
+): { folioBytes: number; readAheadBytes: number } {
+  const folioBytes = options.folio ?? Math.max(CLUSTER_BYTES, pageSize);
+  const readAheadBytes = options.readAhead ?? folioBytes;
+  const fits = (bytes: number, most: number): boolean =>
+    bytes >= pageSize && bytes <= most && Number.isInteger(Math.log2(bytes));
+  if (!fits(folioBytes, Math.max(CLUSTER_BYTES, pageSize)))
+    throw new MmError("EINVAL", "createMemory", "folio must be a power of two bytes, from a page to 65536");
+  if (!fits(readAheadBytes, 2 ** 30) || readAheadBytes < folioBytes)
+    throw new MmError(
+      "EINVAL",
+      "createMemory",
+      "readAhead must be a power of two bytes, from a folio to 1 GiB",
+    );
+  return { folioBytes, readAheadBytes };
 }
 
 /** True where the platform lets this thread sleep; the main thread of a page and service workers may not. */

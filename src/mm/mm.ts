@@ -10,6 +10,7 @@ import {
   heapOf,
   MEM_FAULT_AROUND,
   MEM_MM,
+  MEM_READ_AHEAD,
   MEM_TLB_ENTRIES,
   type MemoryHandle,
   instantiateKernels,
@@ -55,6 +56,7 @@ export class Mm {
   readonly pageShift: number;
   readonly pageSize: number;
   readonly faultAroundPages: number;
+  readonly readAheadPages: number;
   readonly tlbEntries: number;
   /** Spaces and files this agent has used, by record. */
   readonly spaces: Map<Space, SpaceCore> = new Map();
@@ -85,6 +87,7 @@ export class Mm {
     this.pageShift = this.frames.pageShift;
     this.pageSize = this.frames.pageSize;
     this.faultAroundPages = Atomics.load(w, root + MEM_FAULT_AROUND);
+    this.readAheadPages = Atomics.load(w, root + MEM_READ_AHEAD);
     this.tlbEntries = Atomics.load(w, root + MEM_TLB_ENTRIES);
     let header = Atomics.load(w, root + MEM_MM);
     if (header === 0) {

@@ -30,6 +30,8 @@ import {
   FL_VMAS,
   FL_WRITABLE,
   FILE_LIVE,
+  FILE_RESIZABLE,
+  FILE_WRITABLE,
   type Pte,
   spUsersAt,
   type Space,
@@ -50,6 +52,8 @@ export class FileCore {
   readonly root: number;
   readonly kind: number;
   readonly writable: boolean;
+  /** Only together with `writable`. */
+  readonly resizable: boolean;
   readonly name: string;
 
   constructor(mm: Mm, slot: File, name: string) {
@@ -59,7 +63,8 @@ export class FileCore {
     this.id = Atomics.load(w, slot + FL_ID);
     this.root = Atomics.load(w, slot + FL_ROOT);
     this.kind = Atomics.load(w, slot + FL_KIND);
-    this.writable = Atomics.load(w, slot + FL_WRITABLE) === 1;
+    this.writable = (Atomics.load(w, slot + FL_WRITABLE) & FILE_WRITABLE) !== 0;
+    this.resizable = (Atomics.load(w, slot + FL_WRITABLE) & FILE_RESIZABLE) !== 0;
     this.name = name;
   }
 

@@ -46,11 +46,19 @@ export function* getPageOp(file: FileCore, index: number, address: number): Op<n
   }
 }
 
-/** Reads the missing pages of the cluster around `index`. */
+/** Brings pages `[index, index + pages)` in, as far as there are frames. Linux: readahead. */
+export function* readAheadOp(file: FileCore, index: number, pages: number): Op<void> {
+  if (file.kind === BACKING_MEMORY) return;
+  for (let at = index; at < Math.min(index + pages, file.pages); at++) {
+    if (file.frameOf(at) === 0) file.mm.frames.put(yield* getPageOp(file, at, at * file.mm.pageSize));
+  }
+}
+
+/** Reads the missing pages around `index`, an aligned stretch of them. */
 function* readAroundOp(file: FileCore, index: number, address: number): Op<void> {
   const { mm } = file;
   const { frames } = mm;
-  const window = frames.clusterFrames;
+  const window = Math.max(frames.clusterFrames, mm.readAheadPages);
   const first = file.kind === BACKING_MEMORY ? index : Math.floor(index / window) * window;
   const end = file.kind === BACKING_MEMORY ? index + 1 : Math.min(first + window, file.pages);
   const pages = yield* claimPagesOp(file, first, end, index);
@@ -142,11 +150,12 @@ function* claimPagesOp(file: FileCore, first: number, end: number, wanted: numbe
   const { mm } = file;
   const { frames, agent } = mm;
   const claimed = new Pieces();
-  const whole = end - first === frames.clusterFrames && clusterIsEmpty(file, first, end);
+  const n = frames.clusterFrames;
+  const whole = n > 1 && end - first === n && clusterIsEmpty(file, first, end);
   let cluster = whole ? yield* allocClusterOp(mm) : 0;
   // Only what is wanted may wait for memory; its neighbours are a bonus.
   const single = cluster === 0 ? yield* allocFrameOp(mm, file.kind === BACKING_MEMORY) : 0;
-  if (single !== 0 && whole && frames.clusterFrames > 1) {
+  if (single !== 0 && whole) {
     // Reclaim may just have made a whole cluster free.
     cluster = frames.tryAllocCluster();
     if (cluster !== 0) frames.put(single);

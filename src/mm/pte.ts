@@ -3,7 +3,8 @@
  *
  *   bit 0          PTE_VALID: the entry maps a frame
  *   valid          READ WRITE ACCESSED DIRTY SOFT_DIRTY EXCLUSIVE, frame number from bit 8
- *   not valid      0 = nothing; PTE_BUSY: a change is on its way by the agent named, the frame number is kept
+ *   not valid      0 = nothing; PTE_BUSY: a change is on its way by the agent named, the frame number is kept;
+ *                  PTE_GUARD: an access is a SegvError
  *
  * From -> to, all by compare-exchange
  *   none -> valid      fault, under mmapLock for reading; a file page also under its folio lock
@@ -12,6 +13,7 @@
  *   busy -> none/valid the same operation, after the last acknowledgement, or putting back what was there;
  *                      the reaper, if the agent died
  *   valid -> none      reclaim, under the folio lock, then the shootdown
+ *   none <-> guard     madvise guard-install and -remove, under mmapLock; unmapping
  */
 import type { Pfn } from "../units.ts";
 
@@ -30,6 +32,9 @@ export const PTE_PFN = -0x100;
 export const PTE_BUSY = 0x2;
 const BUSY_SLOT_SHIFT = 2;
 const BUSY_SLOT_MASK = 0x3f;
+
+/** A guard page: nothing is there, and nothing may come. Neither valid nor busy. */
+export const PTE_GUARD = 0x80;
 
 /** What a write through the entry leaves behind; a translation for writing exists only while all are set. */
 export const PTE_WRITTEN: number = PTE_WRITE | PTE_ACCESSED | PTE_DIRTY | PTE_SOFT_DIRTY;

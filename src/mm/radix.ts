@@ -17,6 +17,8 @@ const LEAF_ENTRIES = 1024;
 const LEAF_MASK: number = LEAF_ENTRIES - 1;
 const TOP_SHIFT = 20;
 const TOP_ENTRIES = 2048;
+/** Indices that one entry of the top table stands for. */
+export const TOP_STRETCH: number = 2 ** TOP_SHIFT;
 
 /** Indices below this one exist. */
 export const INDEX_END: number = 2 ** 31;

@@ -13,6 +13,7 @@ import {
   PG_ANON,
   PG_DIRTY,
   PG_ERROR,
+  PG_RECLAIM,
   PG_REFERENCED,
   PG_RESERVED,
   PG_UPTODATE,
@@ -241,6 +242,34 @@ function looksYoung(file: FileCore, index: number, run: readonly number[], from:
   const { frames } = file.mm;
   for (let k = from; k < run.length; k++) if ((frames.flags(run[k]!) & PG_REFERENCED) !== 0) return true;
   return accessedPages(file, index + from, run.length - from);
+}
+
+/**
+ * Unmaps one page of a file and frees it if it is clean and can be read again; the contents stay in any case. Left alone
+ * if it is not that page any more, or mapped more than once. Linux: MADV_PAGEOUT, for one folio.
+ */
+export function* evictPageOp(file: FileCore, index: number, pfn: number): Op<void> {
+  const { frames } = file.mm;
+  if (!frames.tryGet(pfn)) return;
+  if (!frames.tryLockFolio(pfn)) {
+    frames.put(pfn);
+    return;
+  }
+  let locked = true;
+  try {
+    if (file.frameOf(index) !== pfn || frames.mapcount(pfn) !== 1) return;
+    yield* unmapPagesOp(file, index, 1);
+    if (file.kind === BACKING_MEMORY || frames.mapcount(pfn) !== 0) return;
+    frames.put(pfn);
+    locked = false;
+    if ((frames.flags(pfn) & PG_DIRTY) !== 0) frames.setFlags(pfn, PG_RECLAIM);
+    if (evict(file, index, pfn)) file.mm.count(CT_EVICTIONS, 1);
+  } finally {
+    if (locked) {
+      frames.unlockFolio(pfn);
+      frames.put(pfn);
+    }
+  }
 }
 
 /** Frees a locked page if nobody else refers to it and it is clean; unlocks it in any case. */

@@ -16,7 +16,7 @@ import { heldByRunning, markTlbs } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { changeRangeOp, dropTaken, takeRangeOp, type Wants } from "./zap.ts";
 
-function releaseMappings(file: FileCore, mappings: readonly FileMapping[]): void {
+export function releaseMappings(file: FileCore, mappings: readonly FileMapping[]): void {
   for (const { space } of mappings) unuseSpace(file.mm.spaceAt(space));
 }
 
@@ -32,11 +32,13 @@ function* eachMappingOp(
   pages: number,
   event: MmuNotifierEvent,
   body: (space: SpaceCore, mapping: FileMapping) => Op<void>,
+  done: () => boolean = () => false,
 ): Op<void> {
   const { mm } = file;
   const mappings = mappingsOf(file, index, pages);
   try {
     for (const mapping of mappings) {
+      if (done()) break;
       // A private mapping never has a page of the file writable.
       if (event === MmuNotifierEvent.ProtectionPage && !mapping.shared) continue;
       const space = mm.spaceAt(mapping.space);
@@ -64,10 +66,17 @@ function* eachMappingOp(
 
 /** Takes pages of a file out of every page table; their dirtiness goes to the frames. Linux: try_to_unmap(). */
 export function* unmapPagesOp(file: FileCore, index: number, pages: number): Op<void> {
-  yield* eachMappingOp(file, index, pages, MmuNotifierEvent.Clear, function* (space, mapping) {
+  const unmap = function* (space: SpaceCore, mapping: FileMapping): Op<void> {
     const end = mapping.vpn + mapping.pages;
     dropTaken(space, yield* takeRangeOp(space, mapping.vpn, end, mapsPageOf(file, mapping)));
-  });
+  };
+  // As in Linux, those who come after the last that mapped one hear nothing.
+  const done = (): boolean => {
+    for (let k = index; k < index + pages; k++)
+      if (file.mm.frames.mapcount(file.frameOf(k)) !== 0) return false;
+    return true;
+  };
+  yield* eachMappingOp(file, index, pages, MmuNotifierEvent.Clear, unmap, done);
 }
 
 /** Takes write permission and dirtiness from every entry of these pages. Linux: folio_mkclean(). */

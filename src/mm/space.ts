@@ -1,14 +1,18 @@
 /** AddressSpace: what users see of a space. Linux: the mm_struct of a process, through its system calls. */
 import { isMmError, MmError } from "../errors.ts";
-import { itLowest, itSuccessor, ZERO_PFN } from "../memory/index.ts";
+import { itLowest, itSuccessor, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { createSubscriptions, Notifiers, type NotifierSpace, type Subs } from "../notifier/index.ts";
 import { checkLiveness, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
-import { LockRank, lockReadOp, readChanged, readSequence, unlockRead } from "../sync/index.ts";
+import { readChanged, readSequence } from "../sync/index.ts";
 import { missingOf, type Span, SpaceAccess } from "./access.ts";
+import type { Advice } from "./advice.ts";
+import { clearRefsOp, type Refs } from "./clearRefs.ts";
+import { exitOp } from "./exit.ts";
 import { faultOp } from "./fault.ts";
-import { MappedFile, unuseFile, useFile } from "./files.ts";
+import { unuseFile } from "./files.ts";
+import { MappedFile } from "./mappedFile.ts";
+import { forkOp } from "./fork.ts";
 import {
-  type File,
   FL_ID,
   type Space,
   SP_ID,
@@ -20,31 +24,34 @@ import {
   SP_VMAS,
   SPACE_LIVE,
   spaceWords,
+  VM_ACCOUNT,
+  VM_DONTCOPY,
   VM_EXEC,
+  VM_LOCKED,
+  VM_LOCKONFAULT,
+  VM_NORESERVE,
+  VM_RAND_READ,
   VM_READ,
+  VM_SEQ_READ,
   VM_SHARED,
+  VM_WIPEONFORK,
   VM_WRITE,
   type Vma as VmaSlot,
 } from "./layout.ts";
-import { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
-import {
-  type Advice,
-  checkRange,
-  exitOp,
-  madviseOp,
-  type MapRequest,
-  mmapOp,
-  mprotectOp,
-  munmapOp,
-  populateOp,
-  type Prot,
-} from "./mappings.ts";
+import { unuseSpace, useSpace } from "./lifetime.ts";
+import { madviseOp } from "./madvise.ts";
+import { mlockOp, munlockOp } from "./mlock.ts";
 import type { Mm } from "./mm.ts";
+import { type MapRequest, mmapOp, munmapOp } from "./mmap.ts";
+import { mprotectOp } from "./mprotect.ts";
+import { type MoveOptions, mremapOp } from "./mremap.ts";
+import { type MsyncFlags, msyncOp } from "./msync.ts";
 import { fileAt } from "./pageCache.ts";
-import { syncFileOp } from "./writeback.ts";
-import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_EXCLUSIVE, PTE_SOFT_DIRTY } from "./pte.ts";
+import { populateOp } from "./populate.ts";
+import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY } from "./pte.ts";
 import { createRadix, destroyRadix, radixFind, radixStretches } from "./radix.ts";
-import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
+import { extentOf, notMapped, type Prot } from "./ranges.ts";
+import { fileIndexOf, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 
 /** The tree changes for a microsecond at a time: after so many rounds its writer may be dead. */
 const ROUNDS_BEFORE_LOOK = 10_000;
@@ -61,14 +68,33 @@ export interface Vma {
   readonly file: number | undefined;
   /** Bytes into the file. */
   readonly offset: number;
+  /**
+   * As VmFlags of /proc/PID/smaps, in alphabetical order: ac accounted, dc not copied on fork, lf locked on fault, lo
+   * locked, nr no reserve, rr random, sr sequential, wf wiped on fork.
+   */
+  readonly flags: readonly string[];
 }
+
+const FLAG_NAMES: readonly (readonly [number, string])[] = [
+  [VM_ACCOUNT, "ac"],
+  [VM_DONTCOPY, "dc"],
+  [VM_LOCKONFAULT, "lf"],
+  [VM_LOCKED, "lo"],
+  [VM_NORESERVE, "nr"],
+  [VM_RAND_READ, "rr"],
+  [VM_SEQ_READ, "sr"],
+  [VM_WIPEONFORK, "wf"],
+];
 
 /** One page, as /proc/PID/pagemap shows it. */
 export interface PagemapEntry {
   readonly present: boolean;
   readonly file: boolean;
   readonly zero: boolean;
+  /** Only this one entry maps it. */
   readonly exclusive: boolean;
+  /** A guard page: an access is a SegvError. */
+  readonly guard: boolean;
   readonly young: boolean;
   readonly dirty: boolean;
   readonly softDirty: boolean;
@@ -83,8 +109,13 @@ export interface SpaceOperations {
   mmap(m: MmapOptions): Op<number>;
   munmap(address: number, length: number): Op<void>;
   mprotect(address: number, length: number, prot: Prot): Op<void>;
+  mremap(address: number, oldLength: number, newLength: number, options?: MoveOptions): Op<number>;
   madvise(address: number, length: number, advice: Advice): Op<void>;
-  msync(address: number, length: number): Op<void>;
+  msync(address: number, length: number, flags?: MsyncFlags): Op<void>;
+  mlock(address: number, length: number, options?: { readonly onFault?: boolean }): Op<void>;
+  munlock(address: number, length: number): Op<void>;
+  clearRefs(what: Refs): Op<void>;
+  fork(): Op<AddressSpace>;
   populate(address: number, length: number, access?: "r" | "rw"): Op<void>;
   read(address: number, into: Uint8Array): Op<void>;
   write(address: number, from: Uint8Array): Op<void>;
@@ -102,6 +133,10 @@ export interface SpaceAtomics {
   load(address: number): number;
   store(address: number, value: number): number;
   add(address: number, value: number): number;
+  and(address: number, value: number): number;
+  or(address: number, value: number): number;
+  xor(address: number, value: number): number;
+  exchange(address: number, value: number): number;
   compareExchange(address: number, expected: number, replacement: number): number;
 }
 
@@ -127,7 +162,13 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       munmap: (address, length) => munmapOp(this, address, length),
       mprotect: (address, length, prot) => mprotectOp(this, address, length, prot),
       madvise: (address, length, advice) => madviseOp(this, address, length, advice),
-      msync: (address, length) => this.#msyncOp(address, length),
+      mremap: (address, oldLength, newLength, options = {}) =>
+        mremapOp(this, address, oldLength, newLength, options),
+      msync: (address, length, flags = {}) => msyncOp(this, address, length, flags),
+      mlock: (address, length, options = {}) => mlockOp(this, address, length, options.onFault ?? false),
+      munlock: (address, length) => munlockOp(this, address, length),
+      clearRefs: (what) => clearRefsOp(this, what),
+      fork: () => this.#forkOp(),
       populate: (address, length, access = "r") => populateOp(this, address, length, access),
       read: (address, into) => this.copyOp("read", address, into, false),
       write: (address, from) => this.copyOp("write", address, from, true),
@@ -136,24 +177,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     };
     this.sync = syncFacet(mm.agent, this.#ops);
     this.try = tryFacet(mm.agent, this.#ops);
-    this.atomics = {
-      load: (address) => {
-        const { words, index } = this.atomicWord(address, false);
-        return Atomics.load(words, index);
-      },
-      store: (address, value) => {
-        const { words, index } = this.atomicWord(address, true);
-        return Atomics.store(words, index, value);
-      },
-      add: (address, value) => {
-        const { words, index } = this.atomicWord(address, true);
-        return Atomics.add(words, index, value);
-      },
-      compareExchange: (address, expected, replacement) => {
-        const { words, index } = this.atomicWord(address, true);
-        return Atomics.compareExchange(words, index, expected, replacement);
-      },
-    };
+    this.atomics = makeAtomics(this);
   }
 
   // ---- mappings -------------------------------------------------------------------------------------------------------
@@ -191,54 +215,62 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     return runAsync(this.agent, this.#ops.mprotect(address, length, prot));
   }
 
-  /** "dontneed": drops the pages; private ones begin anew, shared ones stay in their file. May wait. Errors: ENOTSUP for other advice, EINVAL, ENOMEM at a hole. Linux: madvise(). */
+  /**
+   * Shrinks, grows or moves a mapping with its pages; returns its address. Only with `mayMove` to another place, of its own
+   * choice or `to`, where what was mapped is unmapped. `dontUnmap` leaves the old mapping behind, empty. Length 0 maps
+   * shared pages a second time. May wait. Errors: EINVAL, EFAULT where nothing or not one mapping is, ENOMEM, ECALLBACK,
+   * ESRCH. Linux: mremap().
+   */
+  mremap(address: number, oldLength: number, newLength: number, options: MoveOptions = {}): Promise<number> {
+    return runAsync(this.agent, this.#ops.mremap(address, oldLength, newLength, options));
+  }
+
+  /**
+   * Says what will become of the pages of a range. May wait. A hole is ENOMEM, after the rest has been done. Errors: EINVAL
+   * for unknown advice and where a mapping refuses it (what lies before is done), EACCES ("remove" of a file not opened for
+   * writing), EFAULT ("populate-…" where there is nothing to bring in), ECALLBACK, ESRCH. Linux: madvise().
+   */
   madvise(address: number, length: number, advice: Advice): Promise<void> {
     return runAsync(this.agent, this.#ops.madvise(address, length, advice));
   }
 
-  /** Writes dirty pages of shared file mappings in the range back. May wait. Errors: EIO, ENOMEM at a hole, EINVAL. Linux: msync(MS_SYNC). */
-  msync(address: number, length: number): Promise<void> {
-    return runAsync(this.agent, this.#msyncOp(address, length));
+  /**
+   * Writes dirty pages of shared file mappings in the range back. May wait. Errors: EIO, EINVAL, EBUSY (`invalidate` of a
+   * locked mapping), ENOMEM at a hole, after the rest. Linux: msync(MS_SYNC); MS_ASYNC with `async`.
+   */
+  msync(address: number, length: number, flags: MsyncFlags = {}): Promise<void> {
+    return runAsync(this.agent, this.#ops.msync(address, length, flags));
   }
 
-  *#msyncOp(address: number, length: number): Op<void> {
-    const { start, end } = checkRange(this, "msync", address, length);
-    yield* usingOp(this, "msync", () => this.#msyncVmasOp(start, end));
+  /**
+   * Keeps the pages that a range touches in memory, and brings them in, or with `onFault` as they are used. May wait.
+   * Errors: ENOMEM at a hole (what lies before it is locked) or where a page cannot be brought in. Linux: mlock2().
+   */
+  mlock(address: number, length: number, options: { readonly onFault?: boolean } = {}): Promise<void> {
+    return runAsync(this.agent, this.#ops.mlock(address, length, options));
   }
 
-  *#msyncVmasOp(start: number, end: number): Op<void> {
-    const { pageSize } = this.mm;
-    const lock = this.slot + SP_MMAP_LOCK;
-    for (let at = start; at < end;) {
-      let file = 0 as File;
-      let first = 0;
-      let to = end;
-      // Only while we look: the file is written without the lock, and kept by a use of its own.
-      yield* lockReadOp(this.agent, lock, LockRank.mmapLock, "mmapLock");
-      const { live } = this;
-      const vma = findVma(this, at);
-      if (vma !== 0) {
-        to = Math.min(end, vmaEnd(this, vma));
-        if ((vmaFlags(this, vma) & VM_SHARED) !== 0) file = vmaFile(this, vma);
-        first = fileIndexOf(this, vma, at / pageSize);
-      }
-      if (file !== 0) useFile(this.mm, file);
-      unlockRead(this.agent, lock, LockRank.mmapLock);
-      if (!live) throw new MmError("ESRCH", "msync", "the space is exiting or has exited");
-      if (vma === 0) {
-        throw new MmError("ENOMEM", "msync", "part of the range is not mapped", {
-          range: { start: at, end },
-        });
-      }
-      if (file !== 0) {
-        try {
-          yield* syncFileOp(fileAt(this.mm, file), first, first + (to - at) / pageSize);
-        } finally {
-          unuseFile(this.mm, file);
-        }
-      }
-      at = to;
-    }
+  /** The opposite of mlock(). May wait. Errors: ENOMEM at a hole. Linux: munlock(). */
+  munlock(address: number, length: number): Promise<void> {
+    return runAsync(this.agent, this.#ops.munlock(address, length));
+  }
+
+  /** Clears the accessed or the soft-dirty bits of all pages: see pagemap(). May wait. Linux: /proc/PID/clear_refs, 1 and 4. */
+  clearRefs(what: Refs): Promise<void> {
+    return runAsync(this.agent, this.#ops.clearRefs(what));
+  }
+
+  /**
+   * A copy of the space as it is at one moment for all agents; pages are copied when one of the two writes. Shared mappings
+   * stay shared; notifiers and locks are not inherited. The child ends by its own exit(). May wait. Errors: ENOMEM,
+   * ECALLBACK, ESRCH. Linux: fork().
+   */
+  fork(): Promise<AddressSpace> {
+    return runAsync(this.agent, this.#ops.fork());
+  }
+
+  *#forkOp(): Op<AddressSpace> {
+    return this.mm.spaceAt(yield* forkOp(this, createSpaceRecord)) as AddressSpace;
   }
 
   /** Faults in every page of the range that does not allow `access` yet ("r"). May wait. Errors: as an access. Linux: MADV_POPULATE_*. */
@@ -346,8 +378,12 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
 
   /** The mappings in order of address. Never waits. Linux: /proc/PID/maps. */
   vmas(): Vma[] {
+    return this.#listVmas("vmas");
+  }
+
+  #listVmas(operation: string): Vma[] {
     const { agent } = this;
-    useSpace(this, "vmas");
+    useSpace(this, operation);
     try {
       for (let round = 1; ; round++) {
         const list = this.#tryListVmas();
@@ -355,7 +391,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
         if (round % ROUNDS_BEFORE_LOOK !== 0) continue;
         // The writer's id stands in the first word of the lock. One that died inside its section poisons the memory.
         checkLiveness(agent, Atomics.load(agent.words, this.slot + SP_MMAP_LOCK));
-        agent.checkUsable("vmas");
+        agent.checkUsable(operation);
       }
     } finally {
       unuseSpace(this);
@@ -398,18 +434,33 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       share: (flags & VM_SHARED) !== 0 ? "shared" : "private",
       file: file === 0 ? undefined : Atomics.load(this.agent.words, file + FL_ID),
       offset: file === 0 ? 0 : fileIndexOf(this, vma, start / this.mm.pageSize) * this.mm.pageSize,
+      flags: FLAG_NAMES.filter(([flag]) => (flags & flag) !== 0).map(([, name]) => name),
     };
   }
 
-  /** One byte a page, 1 where a page is present for this space. Never waits. Errors: EINVAL, ENOMEM. */
+  /**
+   * One byte a page, 1 where it is in memory: mapped, or in the cache of the mapped file. Never waits. Errors: EINVAL,
+   * ENOMEM at a hole. Linux: mincore().
+   */
   mincore(address: number, length: number): Uint8Array {
-    const { start, end } = checkRange(this, "mincore", address, length);
-    const present = new Uint8Array((end - start) / this.mm.pageSize);
+    const { start, end } = extentOf(this, "mincore", address, length, { beyond: "ENOMEM" });
+    const { pageSize } = this.mm;
+    const vmas = this.#listVmas("mincore").filter((vma) => vma.start < end && vma.end > start);
+    let covered = start;
+    for (const vma of vmas) {
+      if (vma.start > covered) break;
+      covered = vma.end;
+    }
+    if (covered < end) throw notMapped("mincore", start, end);
+    const present = new Uint8Array((end - start) / pageSize);
+    for (const vma of vmas) {
+      if (vma.file !== undefined) this.#markCached(vma, start, end, present);
+    }
     useSpace(this, "mincore");
     try {
       const { words } = this.agent;
-      const first = start / this.mm.pageSize;
-      radixStretches(words, this.pgd, first, end / this.mm.pageSize, (entry, vpn, count) => {
+      const first = start / pageSize;
+      radixStretches(words, this.pgd, first, end / pageSize, (entry, vpn, count) => {
         for (let k = 0; k < count; k++)
           if (isValid(Atomics.load(words, entry + k))) present[vpn - first + k] = 1;
       });
@@ -419,9 +470,22 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     }
   }
 
+  /** Marks what the cache has of a file that is mapped in `[start, end)`. */
+  #markCached(vma: Vma, start: number, end: number, present: Uint8Array): void {
+    const { mm } = this;
+    const slot = mm.useFileById(vma.file!);
+    if (slot === 0) return; // unmapped since, and gone
+    const file = fileAt(mm, slot);
+    for (let at = Math.max(start, vma.start); at < Math.min(end, vma.end); at += mm.pageSize) {
+      const pfn = file.frameOf((vma.offset + (at - vma.start)) / mm.pageSize);
+      if (pfn !== 0 && (mm.frames.flags(pfn) & PG_UPTODATE) !== 0) present[(at - start) / mm.pageSize] = 1;
+    }
+    unuseFile(mm, slot);
+  }
+
   /** The state of every page of the range. Never waits. Errors: EINVAL, ENOMEM. Linux: /proc/PID/pagemap. */
   pagemap(address: number, length: number): PagemapEntry[] {
-    const { start, end } = checkRange(this, "pagemap", address, length);
+    const { start, end } = extentOf(this, "pagemap", address, length, { beyond: "ENOMEM" });
     useSpace(this, "pagemap");
     try {
       return this.#describePages(start / this.mm.pageSize, end / this.mm.pageSize);
@@ -442,7 +506,8 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
         present,
         zero: present && pfn === ZERO_PFN,
         file: present && pfn !== ZERO_PFN && frames.mapping(pfn) !== 0,
-        exclusive: present && (pte & PTE_EXCLUSIVE) !== 0,
+        exclusive: present && pfn !== ZERO_PFN && frames.mapcount(pfn) === 1,
+        guard: pte === PTE_GUARD,
         young: present && (pte & PTE_ACCESSED) !== 0,
         dirty: present && (pte & PTE_DIRTY) !== 0,
         softDirty: present && (pte & PTE_SOFT_DIRTY) !== 0,
@@ -450,6 +515,45 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     }
     return entries;
   }
+}
+
+function makeAtomics(space: AddressSpace): SpaceAtomics {
+  const at = (address: number, write = true): { words: Int32Array; index: number } =>
+    space.atomicWord(address, write);
+  return {
+    load: (address) => {
+      const { words, index } = at(address, false);
+      return Atomics.load(words, index);
+    },
+    store: (address, value) => {
+      const { words, index } = at(address);
+      return Atomics.store(words, index, value);
+    },
+    add: (address, value) => {
+      const { words, index } = at(address);
+      return Atomics.add(words, index, value);
+    },
+    and: (address, value) => {
+      const { words, index } = at(address);
+      return Atomics.and(words, index, value);
+    },
+    or: (address, value) => {
+      const { words, index } = at(address);
+      return Atomics.or(words, index, value);
+    },
+    xor: (address, value) => {
+      const { words, index } = at(address);
+      return Atomics.xor(words, index, value);
+    },
+    exchange: (address, value) => {
+      const { words, index } = at(address);
+      return Atomics.exchange(words, index, value);
+    },
+    compareExchange: (address, expected, replacement) => {
+      const { words, index } = at(address);
+      return Atomics.compareExchange(words, index, expected, replacement);
+    },
+  };
 }
 
 /** Makes the record of a new space. Errors: ENOMEM. */

@@ -4,6 +4,12 @@
  * Everything here needs the space's mmapLock for writing, but lookups, which need it for reading. A linked vma never
  * changes its start: a split makes a new record of the upper part, a merge drops the upper one. So whoever finds a vma
  * through its file's tree can tell where it is mapped.
+ *
+ * VMA_PGOFF of an anonymous vma is the page number of its start, until it has pages and is moved: they keep their
+ * offsets, so that it merges only where these go on.
+ *
+ * A vma whose extent changes goes into its file's tree anew, behind those that begin at the same page, as in Linux: who
+ * walks the tree for a truncation meets them in that order.
  */
 import { addressOf } from "../units.ts";
 import {
@@ -27,8 +33,10 @@ import {
   FL_VMAS,
   SP_VMA_SEQ,
   SP_VMAS,
+  VM_FORK_CHILD,
   VM_PROT,
   type Vma,
+  VMA_ANON,
   VMA_FILE,
   VMA_FILE_NODE,
   VMA_FLAGS,
@@ -45,7 +53,11 @@ export const vmaEnd = (space: SpaceCore, vma: Vma): number => itLast(space.agent
 export const vmaFlags = (space: SpaceCore, vma: Vma): number => space.agent.words[vma + VMA_FLAGS]!;
 export const vmaFile = (space: SpaceCore, vma: Vma): File => space.agent.words[vma + VMA_FILE] as File;
 
-/** Page of the file that stands at a virtual page of the vma. */
+/** See anonVma.ts; 0 = none. */
+export const vmaAnon = (space: SpaceCore, vma: Vma): number =>
+  Atomics.load(space.agent.words, vma + VMA_ANON);
+
+/** Page of the file, or of the anonymous memory, that stands at a virtual page of the vma. */
 export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {
   const first = vmaStart(space, vma) / space.mm.pageSize;
   return (Atomics.load(space.agent.words, vma + VMA_PGOFF) + (vpn - first)) | 0; // 31 bits
@@ -92,23 +104,33 @@ function linkToFile(space: SpaceCore, vma: Vma, file: File): void {
   Atomics.add(agent.words, file + FL_USERS, 1);
 }
 
-function setVma(
-  space: SpaceCore,
-  vma: Vma,
-  start: number,
-  end: number,
-  flags: number,
-  file: File,
-  pgoff: number,
-): void {
+/** What a vma is, but for where it begins and ends. */
+export interface VmaKind {
+  readonly flags: number;
+  readonly file: File;
+  /** Page at its start: see above. */
+  readonly pgoff: number;
+  readonly anon: number;
+}
+
+function setVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: VmaKind): void {
   const { agent } = space;
   const w = agent.words;
   itSet(agent, vma, start, end - 1);
   Atomics.store(w, vma + VMA_SPACE, space.slot);
-  Atomics.store(w, vma + VMA_FILE, file);
-  Atomics.store(w, vma + VMA_FLAGS, flags);
-  Atomics.store(w, vma + VMA_PGOFF, pgoff);
+  Atomics.store(w, vma + VMA_FILE, kind.file);
+  Atomics.store(w, vma + VMA_FLAGS, kind.flags);
+  Atomics.store(w, vma + VMA_PGOFF, kind.pgoff);
+  Atomics.store(w, vma + VMA_ANON, kind.anon);
 }
+
+/** What a vma is, as seen from its page at `vpn`. */
+export const kindOf = (space: SpaceCore, vma: Vma, vpn: number): VmaKind => ({
+  flags: vmaFlags(space, vma),
+  file: vmaFile(space, vma),
+  pgoff: fileIndexOf(space, vma, vpn),
+  anon: vmaAnon(space, vma),
+});
 
 /** A blank record, reserved before anything is changed. Errors: ENOMEM. */
 export const reserveVma = (space: SpaceCore, operation: string): Vma =>
@@ -116,35 +138,41 @@ export const reserveVma = (space: SpaceCore, operation: string): Vma =>
 export const freeVma = (space: SpaceCore, vma: Vma): void => space.mm.free(vma, VMA_WORDS);
 
 /** Enters a reserved record. Preconditions: nothing is mapped there. */
-export function insertVma(
-  space: SpaceCore,
-  vma: Vma,
-  start: number,
-  end: number,
-  flags: number,
-  file: File,
-  pgoff: number,
-): void {
-  setVma(space, vma, start, end, flags, file, pgoff);
+export function insertVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: VmaKind): void {
+  setVma(space, vma, start, end, kind);
   itInsert(space.agent, space.slot + SP_VMAS, vma);
-  withFileLock(space, file, () => linkToFile(space, vma, file));
+  withFileLock(space, kind.file, () => linkToFile(space, vma, kind.file));
+}
+
+/** Moves the end of a vma up. Preconditions: nothing is mapped there. */
+export function growVma(space: SpaceCore, vma: Vma, end: number): void {
+  const file = vmaFile(space, vma);
+  withFileLock(space, file, () => resizeLocked(space, vma, file, end));
+}
+
+/** Moves the end of a vma, which comes anew into its file's tree. Preconditions: the file's lock. */
+function resizeLocked(space: SpaceCore, vma: Vma, file: File, end: number): void {
+  const { agent } = space;
+  const start = vmaStart(space, vma);
+  itUpdate(agent, space.slot + SP_VMAS, vma, start, end - 1);
+  if (file === 0) return;
+  const node = vma + VMA_FILE_NODE;
+  const first = itStart(agent, node);
+  itRemove(agent, file + FL_VMAS, node);
+  itSet(agent, node, first, first + (end - start) - 1);
+  itInsert(agent, file + FL_VMAS, node);
 }
 
 /** Cuts a vma at `at`; `upper` is a reserved record. */
 export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): void {
   const { agent } = space;
   const file = vmaFile(space, vma);
-  const start = vmaStart(space, vma);
   const end = vmaEnd(space, vma);
-  setVma(space, upper, at, end, vmaFlags(space, vma), file, fileIndexOf(space, vma, at / space.mm.pageSize));
+  setVma(space, upper, at, end, kindOf(space, vma, at / space.mm.pageSize));
   // One hold of the file's lock: nobody may see the upper half in neither record.
   withFileLock(space, file, () => {
-    itUpdate(agent, space.slot + SP_VMAS, vma, start, at - 1);
+    resizeLocked(space, vma, file, at);
     itInsert(agent, space.slot + SP_VMAS, upper);
-    if (file === 0) return;
-    const node = vma + VMA_FILE_NODE;
-    const first = itStart(agent, node);
-    itUpdate(agent, file + FL_VMAS, node, first, first + (at - start) - 1);
     linkToFile(space, upper, file);
   });
 }
@@ -161,32 +189,40 @@ export function removeVma(space: SpaceCore, vma: Vma): File {
   return file;
 }
 
+/**
+ * True if two vmas that touch may become one. Linux: can_vma_merge_after(), is_mergeable_anon_vma(). What a fork gave
+ * one of them keeps it apart from those that have no pages: its chain of anon_vmas is longer than theirs would be.
+ */
+function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
+  const { mm } = space;
+  const [flags, nextFlags] = [vmaFlags(space, vma), vmaFlags(space, next)];
+  if (((flags ^ nextFlags) & ~VM_FORK_CHILD) !== 0 || vmaFile(space, vma) !== vmaFile(space, next))
+    return false;
+  const continues =
+    fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) ===
+    Atomics.load(space.agent.words, next + VMA_PGOFF);
+  if (!continues) return false;
+  const [anon, nextAnon] = [vmaAnon(space, vma), vmaAnon(space, next)];
+  if (anon === nextAnon) return true;
+  return (anon === 0 || nextAnon === 0) && ((flags | nextFlags) & VM_FORK_CHILD) === 0;
+}
+
 /** Joins a vma with its successor if they are alike and touch. True if they were. */
 function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
-  const { agent, mm } = space;
+  const { agent } = space;
   const next = itSuccessor(agent, vma) as Vma;
-  if (next === 0 || vmaEnd(space, vma) !== vmaStart(space, next)) return false;
+  if (next === 0 || vmaEnd(space, vma) !== vmaStart(space, next) || !alike(space, vma, next)) return false;
   const file = vmaFile(space, vma);
-  const alike =
-    vmaFlags(space, vma) === vmaFlags(space, next) &&
-    file === vmaFile(space, next) &&
-    (file === 0 ||
-      fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) ===
-        Atomics.load(agent.words, next + VMA_PGOFF));
-  if (!alike) return false;
   const end = vmaEnd(space, next);
+  const anon = vmaAnon(space, vma) || vmaAnon(space, next);
   itRemove(agent, space.slot + SP_VMAS, next);
   withFileLock(space, file, () => {
-    const start = vmaStart(space, vma);
-    itUpdate(agent, space.slot + SP_VMAS, vma, start, end - 1);
+    resizeLocked(space, vma, file, end);
     if (file === 0) return;
-    const node = vma + VMA_FILE_NODE;
-    const first = itStart(agent, node);
-    // The lower one grows first: no page of the upper one is ever in neither.
-    itUpdate(agent, file + FL_VMAS, node, first, first + (end - start) - 1);
     itRemove(agent, file + FL_VMAS, next + VMA_FILE_NODE);
     Atomics.sub(agent.words, file + FL_USERS, 1);
   });
+  Atomics.store(agent.words, vma + VMA_ANON, anon);
   freeVma(space, next);
   return true;
 }

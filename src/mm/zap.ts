@@ -9,7 +9,17 @@ import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { SP_FAULTQ } from "./layout.ts";
-import { busyOf, busySlot, isBusy, isValid, pfnOfPte, PTE_DIRTY, PTE_EXCLUSIVE, settleBusy } from "./pte.ts";
+import {
+  busyOf,
+  busySlot,
+  isBusy,
+  isValid,
+  pfnOfPte,
+  PTE_DIRTY,
+  PTE_EXCLUSIVE,
+  PTE_GUARD,
+  settleBusy,
+} from "./pte.ts";
 import { INDEX_END, radixStretches } from "./radix.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
@@ -203,6 +213,16 @@ function restoreBits(space: SpaceCore, changed: Changed, clear: number, set: num
       if (seen === pte) break;
       pte = seen;
     }
+  });
+}
+
+/** Takes the guards out of `[start, end)` (pages). Preconditions: mmapLock. */
+export function clearGuards(space: SpaceCore, start: number, end: number): void {
+  const w = space.agent.words;
+  const { kernels } = space.mm.frames;
+  radixStretches(w, space.pgd, start, end, (first, _vpn, count) => {
+    if ((kernels.orRange(first * WORD_BYTES, count) & PTE_GUARD) === 0) return;
+    for (let k = 0; k < count; k++) Atomics.compareExchange(w, first + k, PTE_GUARD, 0);
   });
 }
 

@@ -53,6 +53,8 @@ function makeRig(): Rig {
     pageSize: PAGE,
     arenaBytes: 2 ** 21,
     faultAroundBytes: PAGE,
+    folioBytes: 65536,
+    readAheadBytes: 65536,
     maxAgents: MAX_AGENTS,
     debug: true,
   });
@@ -406,7 +408,7 @@ describe("processes stay as long as they must, and no longer", () => {
     const later = (fn) => setTimeout(fn, 300).unref();
     function arena() {
       const { memories } = b.createArena({ budgetBytes: 32 * 4096, pageSize: 4096, arenaBytes: 2 ** 20,
-        faultAroundBytes: 4096, maxAgents: 4, debug: true });
+        faultAroundBytes: 4096, folioBytes: 65536, readAheadBytes: 65536, maxAgents: 4, debug: true });
       return memories[0].buffer;
     }
     function join(buffer, subs) {

@@ -19,6 +19,8 @@ export function newArena(maxAgents: number = 8, arenaBytes: number = ARENA_BYTES
     pageSize: PAGE,
     arenaBytes,
     faultAroundBytes: PAGE,
+    folioBytes: 65536,
+    readAheadBytes: 65536,
     maxAgents,
     debug: true,
   });

@@ -213,7 +213,7 @@ function* run(world: World, step: Step): Run<void> {
       const shared = step.shared;
       const readOnly = step.file >= 0 && !WRITABLE[step.file];
       const taken = step.mode === "noreplace" && [...map.keys()].some((p) => p >= step.page && p < end);
-      const expected = shared && readOnly && prot === "rw" ? "EACCES" : taken ? "EEXIST" : undefined;
+      const expected = taken ? "EEXIST" : shared && readOnly && prot === "rw" ? "EACCES" : undefined;
       const done = yield* attempt(step, expected, () =>
         form.mmap({
           length,
@@ -514,7 +514,8 @@ function checkCopies(world: World): void {
     const state = space.pagemap(BASE, WINDOW * PAGE);
     for (const [page, p] of world.model.pages[s]!) {
       if (p.shared) continue;
-      if (state[page]!.exclusive) p.copy ??= padded(bytesOf(world.model, p));
+      const { present, file, zero } = state[page]!;
+      if (present && !file && !zero) p.copy ??= padded(bytesOf(world.model, p));
       else if (p.copy) throw new Error(`space ${s} lost its copy of page ${page}`);
     }
   }

@@ -90,6 +90,7 @@ describe("rangeFault", () => {
     raw.sync.mmap(fixed(0, 4));
     const { interval, hits } = subscribe(raw, 4);
     const range = { memory, space: raw, start: BASE, length: at(4), entries: new Int32Array(4) };
+    raw.setUint8(BASE, 1); // else there is no page table, and nobody to tell
     const seq = interval.sync.readBegin();
     raw.sync.mprotect(BASE, PAGE, "r");
     expect(hits()).toBe(1);

@@ -39,6 +39,8 @@ function makeFrames(
     pageSize,
     arenaBytes: 2 ** 20,
     faultAroundBytes: pageSize,
+    folioBytes: 65536,
+    readAheadBytes: 65536,
     maxAgents: 8,
     debug,
   });
@@ -335,6 +337,8 @@ describe("several segments", () => {
     pageSize: PAGE,
     arenaBytes: 64 * 2 ** 20,
     faultAroundBytes: PAGE,
+    folioBytes: 65536,
+    readAheadBytes: 65536,
     maxAgents: 2,
     debug: false,
   };

@@ -144,6 +144,7 @@ describe("ProtectionVma", () => {
     space.sync.mmap(fixed(0, 2));
     space.sync.mmap(fixed(2, 1, { prot: "r" }));
     space.sync.mmap(fixed(3, 2));
+    space.getUint8(BASE + at(4));
     space.sync.mprotect(BASE + at(1), at(3), "r");
     expect(recorder.take()).toEqual([event("ProtectionVma", 1, 2), event("ProtectionVma", 3, 4)]);
     space.sync.mprotect(BASE + at(1), at(1), "rw");
@@ -155,8 +156,24 @@ describe("ProtectionVma", () => {
   test("what was done before a hole has been told", async () => {
     const { space, recorder } = await recordedRig();
     space.sync.mmap(fixed(0, 1));
+    space.getUint8(BASE);
     expect(thrown(() => space.sync.mprotect(BASE, at(2), "r"))?.code).toBe("ENOMEM");
     expect(recorder.take()).toEqual([event("ProtectionVma", 0, 1)]);
+  });
+
+  test("nobody is told where there are no page tables: before the first fault, and once everything around was unmapped", async () => {
+    const { space, recorder } = await recordedRig();
+    const protect = (prot: "r" | "rw"): string[] => {
+      space.sync.mprotect(BASE, at(4), prot);
+      return recorder.take().filter((text) => text.startsWith("ProtectionVma"));
+    };
+    for (let round = 0; round < 2; round++) {
+      space.sync.mmap(fixed(0, 4));
+      expect(protect("r")).toEqual([]);
+      space.getUint8(BASE + at(2));
+      expect(protect("rw")).toEqual([event("ProtectionVma", 0, 4)]);
+      space.sync.munmap(BASE, at(4));
+    }
   });
 });
 

@@ -139,6 +139,8 @@ test("outside debug mode nothing is kept and nothing panics", () => {
     pageSize: 4096,
     arenaBytes: 2 ** 20,
     faultAroundBytes: 4096,
+    folioBytes: 65536,
+    readAheadBytes: 65536,
     maxAgents: 2,
     debug: false,
   });

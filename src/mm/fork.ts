@@ -1,0 +1,220 @@
+/**
+ * fork: a copy of a space that shares its pages until somebody writes. Linux: kernel/fork.c dup_mmap(),
+ * mm/memory.c copy_page_range().
+ *
+ * A consistent cut: under mmapLock for writing all private pages of the parent become read-only, every agent has
+ * acknowledged, and only then entries are copied. What an agent stored before it acknowledged is in both; what it stores
+ * afterwards is in the parent alone. So all ranges are open at once, in order of address, while Linux, which stops the
+ * one process, opens them one by one.
+ *
+ *   vma                                   child has it                     its entries
+ *   dontfork                              no
+ *   wipeonfork                            yes, empty                       none
+ *   no anon_vma                           yes, without anon_vma            none: they come by faults
+ *   anon_vma                              yes, with a new anon_vma         all, guards too
+ *
+ * A page that somebody holds a reference to besides its mappings (a span, a pin) may be written without an entry: the
+ * child gets a copy of it at once.
+ *
+ * Lock order: mmapLock of the parent (write) > folio lock (tried only) > file lock > heap. Nobody knows the child yet.
+ */
+import { MmError } from "../errors.ts";
+import { PG_ANON, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
+import type { Op } from "../sched/index.ts";
+import { WORD_BYTES } from "../units.ts";
+import { exitOp } from "./exit.ts";
+import {
+  type Space,
+  VM_DONTCOPY,
+  VM_FORK_CHILD,
+  VM_LOCKED,
+  VM_LOCKONFAULT,
+  VM_SHARED,
+  VM_WIPEONFORK,
+  type Vma,
+} from "./layout.ts";
+import type { Mm } from "./mm.ts";
+import {
+  isValid,
+  makePte,
+  pfnOfPte,
+  PTE_ACCESSED,
+  PTE_EXCLUSIVE,
+  PTE_GUARD,
+  PTE_PFN,
+  PTE_WRITE,
+} from "./pte.ts";
+import { radixStretches } from "./radix.ts";
+import { ensureEntry } from "./pageTables.ts";
+import { close, openOp, writingOp } from "./ranges.ts";
+import { allocFrameOp } from "./reclaim.ts";
+import type { SpaceCore } from "./spaceCore.ts";
+import {
+  allVmas,
+  changeVmas,
+  insertVma,
+  kindOf,
+  reserveVma,
+  vmaAnon,
+  vmaEnd,
+  vmaFlags,
+  vmaStart,
+} from "./vma.ts";
+import { changeRangeOp } from "./zap.ts";
+
+/** How often it begins again for frames that it lacks: each time it frees what it lacked, and others may take that. */
+const ROUNDS = 8;
+
+/** What a vma of the parent is copied to. */
+interface Heir {
+  readonly vma: Vma;
+  readonly start: number;
+  readonly end: number;
+  /** Its entries are copied. */
+  readonly filled: boolean;
+  readonly shared: boolean;
+}
+
+/** Returns the child's record. Errors: ENOMEM; then there is no child, and the parent is as it was. */
+export function* forkOp(space: SpaceCore, createRecord: (mm: Mm) => Space): Op<Space> {
+  const { mm } = space;
+  for (let round = 1; ; round++) {
+    const child = mm.spaceAt(createRecord(mm));
+    let lacking: number;
+    try {
+      lacking = yield* writingOp(space, "fork", () => copyLockedOp(space, child));
+    } catch (error) {
+      yield* exitOp(child);
+      throw error;
+    }
+    if (lacking === 0) return child.slot;
+    yield* exitOp(child);
+    if (round === ROUNDS)
+      throw new MmError("ENOMEM", "fork", "no frames for the pages that are pinned; use a larger budget");
+    // Given back at once: the next round takes them, or somebody was faster.
+    const held: number[] = [];
+    try {
+      while (held.length < lacking) held.push(yield* allocFrameOp(mm, false));
+    } finally {
+      for (const pfn of held) mm.frames.put(pfn);
+    }
+  }
+}
+
+/** Returns how many frames it lacked; 0: it is done. Preconditions: mmapLock of the parent held for writing. */
+function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
+  const { pageSize } = space.mm;
+  const heirs = heirsOf(space);
+  const cut = heirs.filter((heir) => heir.filled && !heir.shared);
+  const open: OpenRange[] = [];
+  try {
+    for (const { start, end } of cut)
+      open.push(yield* openOp(space, start, end, MmuNotifierEvent.ProtectionPage));
+    for (const { start, end } of cut)
+      yield* changeRangeOp(space, start / pageSize, end / pageSize, PTE_WRITE, 0, true);
+    // From here on nothing waits.
+    let lacking = 0;
+    for (const heir of heirs) {
+      bequeath(space, child, heir);
+      if (heir.filled) lacking += copyEntries(space, child, heir);
+    }
+    return lacking;
+  } finally {
+    for (const range of open.reverse()) close(space, range);
+  }
+}
+
+function heirsOf(space: SpaceCore): Heir[] {
+  return allVmas(space)
+    .filter((vma) => (vmaFlags(space, vma) & VM_DONTCOPY) === 0)
+    .map((vma) => {
+      const flags = vmaFlags(space, vma);
+      const filled = vmaAnon(space, vma) !== 0 && (flags & VM_WIPEONFORK) === 0;
+      return {
+        vma,
+        start: vmaStart(space, vma),
+        end: vmaEnd(space, vma),
+        filled,
+        shared: (flags & VM_SHARED) !== 0,
+      };
+    });
+}
+
+/** Makes the child's vma. Errors: ENOMEM. */
+function bequeath(space: SpaceCore, child: SpaceCore, heir: Heir): void {
+  const kind = kindOf(space, heir.vma, heir.start / space.mm.pageSize);
+  const flags = kind.flags & ~(VM_LOCKED | VM_LOCKONFAULT | VM_FORK_CHILD);
+  const own = heir.filled
+    ? { ...kind, flags: flags | VM_FORK_CHILD, anon: space.mm.nextId() }
+    : { ...kind, flags, anon: 0 };
+  const vma = reserveVma(child, "fork");
+  changeVmas(child, () => insertVma(child, vma, heir.start, heir.end, own));
+}
+
+/** Copies the entries of a vma. Returns how many frames it lacked. Errors: ENOMEM. */
+function copyEntries(space: SpaceCore, child: SpaceCore, heir: Heir): number {
+  const { agent, mm } = space;
+  const w = agent.words;
+  let lacking = 0;
+  const [first, end] = [heir.start / mm.pageSize, heir.end / mm.pageSize];
+  radixStretches(w, space.pgd, first, end, (entry, vpn, count) => {
+    if (mm.frames.kernels.orRange(entry * WORD_BYTES, count) === 0) return;
+    const to = ensureEntry(child, vpn);
+    if (to === 0)
+      throw new MmError(
+        "ENOMEM",
+        "fork",
+        "the arena has no room for page tables; create the memory with a larger arena",
+      );
+    for (let k = 0; k < count; k++) {
+      const pte = Atomics.load(w, entry + k);
+      if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
+      if (isValid(pte) && !copyEntry(space, entry + k, to + k, pte)) lacking++;
+    }
+  });
+  return lacking;
+}
+
+/** False if it takes a frame and there is none. */
+function copyEntry(space: SpaceCore, entry: number, to: number, pte: number): boolean {
+  const { agent, mm } = space;
+  const { frames } = mm;
+  const w = agent.words;
+  const pfn = pfnOfPte(pte);
+  if (pfn === ZERO_PFN) {
+    Atomics.store(w, to, pte & ~PTE_ACCESSED);
+    return true;
+  }
+  if ((frames.flags(pfn) & PG_ANON) === 0) {
+    copyFileEntry(space, to, pte, pfn);
+    return true;
+  }
+  const pinned = frames.refcount(pfn) > frames.mapcount(pfn);
+  if (pinned) {
+    const copy = frames.tryAlloc(false);
+    if (copy === 0) return false;
+    frames.copyFrame(copy, pfn);
+    frames.initMapped(copy, PG_ANON | PG_UPTODATE);
+    Atomics.store(w, to, makePte(copy, (pte & ~PTE_PFN & ~PTE_WRITE) | PTE_EXCLUSIVE));
+    return true;
+  }
+  frames.get(pfn);
+  frames.addMapcount(pfn, 1);
+  if ((pte & PTE_EXCLUSIVE) !== 0) Atomics.store(w, entry, pte & ~PTE_EXCLUSIVE);
+  Atomics.store(w, to, pte & ~(PTE_EXCLUSIVE | PTE_WRITE | PTE_ACCESSED));
+  return true;
+}
+
+/** Copies an entry that maps a page of a file, unless somebody has the page's lock: then a fault brings it. */
+function copyFileEntry(space: SpaceCore, to: number, pte: number, pfn: number): void {
+  const { frames, agent } = space.mm;
+  if (!frames.tryGet(pfn)) return;
+  if (!frames.tryLockFolio(pfn)) {
+    frames.put(pfn);
+    return;
+  }
+  frames.addMapcount(pfn, 1);
+  Atomics.store(agent.words, to, pte & ~PTE_ACCESSED);
+  frames.unlockFolio(pfn);
+}

@@ -1,0 +1,206 @@
+/** mmap and munmap. Linux: mm/mmap.c, mm/vma.c. */
+import { MmError } from "../errors.ts";
+import { drainBatches } from "./batches.ts";
+import { MmuNotifierEvent } from "../notifier/index.ts";
+import type { Op } from "../sched/index.ts";
+import { checkLive } from "./fault.ts";
+import { createMemoryFile, unuseFile } from "./files.ts";
+import { type File, VM_ACCOUNT, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE } from "./layout.ts";
+import type { FileCore } from "./pageCache.ts";
+import { populateMappingOp } from "./populate.ts";
+import {
+  close,
+  cutAt,
+  emptyLength,
+  extentOf,
+  openOp,
+  type Prot,
+  protFlags,
+  reserveCuts,
+  writingOp,
+} from "./ranges.ts";
+import { chill } from "./pageTables.ts";
+import { INDEX_END } from "./radix.ts";
+import type { SpaceCore } from "./spaceCore.ts";
+import {
+  changeVmas,
+  findFree,
+  firstVma,
+  freeVma,
+  insertVma,
+  mergeVmas,
+  removeVma,
+  reserveVma,
+  type VmaKind,
+} from "./vma.ts";
+import { clearGuards, dropTaken, takeRangeOp } from "./zap.ts";
+
+export interface MapRequest {
+  /** Bytes, rounded up to pages. */
+  readonly length: number;
+  /** A hint, or with `fixed` the address itself; page aligned. */
+  readonly address?: number;
+  /** True: whatever is mapped there is unmapped. "noreplace": then EEXIST. */
+  readonly fixed?: boolean | "noreplace";
+  readonly prot: Prot;
+  readonly share: "private" | "shared";
+  readonly file?: { readonly id: number };
+  /** Bytes, page aligned. */
+  readonly offset?: number;
+  /** Fault everything in before returning. */
+  readonly populate?: boolean;
+  /** As mlock(), from the beginning. */
+  readonly locked?: boolean;
+  /** As MAP_NORESERVE: shown by vmas(), and keeps mappings apart; memory is never reserved here. */
+  readonly noreserve?: boolean;
+}
+
+/** Linux: mmap(). */
+export function* mmapOp(space: SpaceCore, m: MapRequest, file: FileCore | undefined): Op<number> {
+  const { mm } = space;
+  const { pageSize } = mm;
+  checkLive(space, "mmap");
+  const prot = protFlags(m.prot, "mmap");
+  if (m.share !== "private" && m.share !== "shared") {
+    throw new MmError("EINVAL", "mmap", 'share must be "private" or "shared"');
+  }
+  const shared = m.share === "shared";
+  const fixed = m.fixed === true || m.fixed === "noreplace";
+  if (fixed && m.address === undefined) throw new MmError("EINVAL", "mmap", "fixed needs an address");
+  const { start: hint, end: hintEnd } = extentOf(space, "mmap", m.address ?? 0, m.length, {
+    beyond: "ENOMEM",
+  });
+  const length = hintEnd - hint;
+  if (length === 0) throw emptyLength("mmap");
+  const pgoff = pageOffsetOf(m.offset ?? 0, length, pageSize);
+  if (fixed && hint === 0) throw new MmError("EPERM", "mmap", "the first page of a space cannot be mapped");
+  const flags =
+    prot |
+    (shared ? VM_SHARED : (prot & VM_WRITE) !== 0 && !m.noreserve ? VM_ACCOUNT : 0) |
+    (m.noreserve ? VM_NORESERVE : 0) |
+    (m.locked ? VM_LOCKED : 0);
+  const own = file ?? (shared ? createMemoryFile(mm, length) : undefined);
+  const unused: File[] = file || !own ? [] : [own.slot];
+  let address = -1;
+  try {
+    address = yield* writingOp(space, "mmap", function* () {
+      let at = hint;
+      if (m.fixed === "noreplace" && firstVma(space, at, at + length) !== 0) {
+        throw new MmError("EEXIST", "mmap", "something is mapped there", {
+          range: { start: at, end: at + length },
+        });
+      }
+      if (file && shared && (prot & VM_WRITE) !== 0 && !file.writable) {
+        throw new MmError(
+          "EACCES",
+          "mmap",
+          "the file was opened read-only; map it private, or open it with { writable: true }",
+        );
+      }
+      if (!fixed && (at === 0 || firstVma(space, at, at + length) !== 0)) at = findFree(space, length);
+      if (at < 0)
+        throw new MmError("ENOMEM", "mmap", `no free stretch of ${length} bytes in the address space`);
+      const kind = {
+        flags,
+        file: (own?.slot ?? 0) as File,
+        pgoff: file ? pgoff : own ? 0 : at / pageSize,
+        anon: 0,
+      };
+      yield* enterOp(space, kind, at, at + length, fixed, unused);
+      // As an int32 where it is one: arithmetic on it stays integer in the caller's loops.
+      return at === (at | 0) ? at | 0 : at;
+    });
+  } finally {
+    for (const slot of unused) unuseFile(mm, slot);
+  }
+  if (m.populate || m.locked) yield* populateMappingOp(space, address, address + length);
+  return address;
+}
+
+function pageOffsetOf(offset: number, length: number, pageSize: number): number {
+  if (!Number.isInteger(offset) || offset < 0 || offset % pageSize !== 0) {
+    throw new MmError(
+      "EINVAL",
+      "mmap",
+      `offset must be a multiple of the page size (${pageSize}), not ${offset}`,
+    );
+  }
+  if (offset / pageSize + length / pageSize > INDEX_END)
+    throw new MmError("EOVERFLOW", "mmap", "the offset is too large");
+  return offset / pageSize;
+}
+
+/** Makes the mapping; with `over` what was there is unmapped, and its files added to `unused`. */
+function* enterOp(
+  space: SpaceCore,
+  kind: VmaKind,
+  start: number,
+  end: number,
+  over: boolean,
+  unused: File[],
+): Op<void> {
+  const vma = reserveVma(space, "mmap");
+  try {
+    if (over) unused.push(...(yield* unmapLockedOp(space, start, end)));
+  } catch (error) {
+    freeVma(space, vma);
+    throw error;
+  }
+  changeVmas(space, () => {
+    insertVma(space, vma, start, end, kind);
+    mergeVmas(space, start, end);
+  });
+}
+
+/** Linux: munmap(). Holes are fine. */
+export function* munmapOp(space: SpaceCore, address: number, length: number): Op<void> {
+  const { start, end } = extentOf(space, "munmap", address, length, { beyond: "EINVAL" });
+  if (start === end) throw emptyLength("munmap");
+  const unused = yield* writingOp(space, "munmap", () => unmapLockedOp(space, start, end));
+  for (const slot of unused) unuseFile(space.mm, slot);
+}
+
+/**
+ * Unmaps `[start, end)`; returns the files of the vmas, whose uses the caller gives back. One UNMAP range for all vmas
+ * and holes. Preconditions: mmapLock held for writing.
+ */
+export function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op<File[]> {
+  const { pageSize } = space.mm;
+  if (firstVma(space, start, end) === 0) return [];
+  drainBatches(space.mm);
+  const spares = reserveCuts(space, "munmap", start, end);
+  try {
+    const range = yield* openOp(space, start, end, MmuNotifierEvent.Unmap);
+    try {
+      dropTaken(space, yield* takeRangeOp(space, start / pageSize, end / pageSize));
+      // From here on nothing waits and nothing fails.
+      clearGuards(space, start / pageSize, end / pageSize);
+      const files = removeVmas(space, start, end, spares);
+      chill(space, start / pageSize, end / pageSize);
+      return files;
+    } finally {
+      close(space, range);
+    }
+  } finally {
+    for (const spare of spares) freeVma(space, spare);
+  }
+}
+
+/** Takes the vmas of a range out. Returns their files. */
+function removeVmas(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  spares: ReturnType<typeof reserveCuts>,
+): File[] {
+  const files: File[] = [];
+  changeVmas(space, () => {
+    cutAt(space, start, spares);
+    cutAt(space, end, spares);
+    for (let vma = firstVma(space, start, end); vma !== 0; vma = firstVma(space, start, end)) {
+      const file = removeVma(space, vma);
+      if (file !== 0) files.push(file);
+    }
+  });
+  return files;
+}

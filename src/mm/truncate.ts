@@ -1,0 +1,249 @@
+/**
+ * Changing where a file ends and where it has holes. Linux: mm/truncate.c, mm/shmem.c.
+ *
+ * One at a time for each file, under its mutex. The size changes first, so that no fault maps what goes; then the pages
+ * are unmapped, and taken out of the cache. A fault that came in between is unmapped by the second walk, or keeps the
+ * page's folio lock until it sees the new size.
+ *
+ * Lock order: file mutex > mmapLock (read, one space at a time) > folio lock.
+ */
+import { MmError } from "../errors.ts";
+import { PG_ANON, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
+import { MmuNotifierEvent } from "../notifier/index.ts";
+import type { Op } from "../sched/index.ts";
+import { LockRank, lockMutexOp, lockReadOp, unlockMutex, unlockRead } from "../sync/index.ts";
+import { drainBatches } from "./batches.ts";
+import { BACKING_MEMORY, FL_MUTEX, FL_SIZE, SP_MMAP_LOCK } from "./layout.ts";
+import { Pieces, truncateBackingOp, writeLockedOp } from "./fileIo.ts";
+import { type FileCore, mappingsOf, tryGetPage } from "./pageCache.ts";
+import { getPageOp } from "./pageIn.ts";
+import { pfnOfPte } from "./pte.ts";
+import { INDEX_END } from "./radix.ts";
+import { close, firstPart, openOp } from "./ranges.ts";
+import { dropPagesOp } from "./removal.ts";
+import { releaseMappings } from "./rmap.ts";
+import type { SpaceCore } from "./spaceCore.ts";
+import { fileIndexOf, vmaFile } from "./vma.ts";
+import { dropTaken, takeRangeOp, type Wants } from "./zap.ts";
+
+/** Runs `body` while nobody else changes the file's extent. */
+export function* resizingOp<T>(file: FileCore, body: () => Op<T>): Op<T> {
+  const { agent } = file.mm;
+  yield* lockMutexOp(agent, file.slot + FL_MUTEX, `the extent of file ${file.id}`);
+  try {
+    return yield* body();
+  } finally {
+    unlockMutex(agent, file.slot + FL_MUTEX);
+  }
+}
+
+function setSize(file: FileCore, size: number): void {
+  file.mm.agent.doubles[(file.slot + FL_SIZE) >> 1] = size;
+}
+
+function checkChange(file: FileCore, operation: string, what: string, ...bytes: number[]): void {
+  for (const n of bytes) {
+    if (!Number.isInteger(n) || n < 0 || n >= 2 ** 63)
+      throw new MmError("EINVAL", operation, `${what} must be whole numbers of bytes, not negative`);
+  }
+  const end = bytes.reduce((sum, n) => sum + n, 0);
+  if (end > INDEX_END * file.mm.pageSize)
+    throw new MmError("EFBIG", operation, `no file can have ${end} bytes with pages of ${file.mm.pageSize}`);
+}
+
+function checkWritable(file: FileCore, operation: string): void {
+  if (!file.writable) throw new MmError("EACCES", operation, "the file was opened read-only");
+}
+
+function checkResizable(file: FileCore, operation: string): void {
+  if (!file.resizable)
+    throw new MmError("ENOTSUP", operation, "the backing cannot change its size: it has no truncate()");
+}
+
+// ---- unmapping ------------------------------------------------------------------------------------------------------
+
+/** An entry that maps a page of a file: neither a private copy nor the zero page. */
+const mapsFile =
+  (file: FileCore): Wants =>
+  (pte) =>
+    pfnOfPte(pte) !== ZERO_PFN && (file.mm.frames.flags(pfnOfPte(pte)) & PG_ANON) === 0;
+
+/**
+ * Unmaps pages `[first, end)` of a file everywhere, one CLEAR for each vma; private copies too with `copies`.
+ * Linux: unmap_mapping_range(). Preconditions: no lock held but the file's mutex.
+ */
+function* unmapFileOp(file: FileCore, first: number, end: number, copies: boolean): Op<void> {
+  const { mm } = file;
+  const mappings = mappingsOf(file, first, end - first);
+  if (mappings.length > 0) drainBatches(mm);
+  try {
+    for (const { space: slot, vpn, pages } of mappings) {
+      const space = mm.spaceAt(slot);
+      const lock = slot + SP_MMAP_LOCK;
+      yield* lockReadOp(mm.agent, lock, LockRank.mmapLock, "mmapLock");
+      try {
+        yield* unmapPartsOp(space, file, vpn, vpn + pages, first, copies);
+      } finally {
+        unlockRead(mm.agent, lock, LockRank.mmapLock);
+      }
+    }
+  } finally {
+    releaseMappings(file, mappings);
+  }
+}
+
+/** Of `[vpn, end)` what maps the file from page `first` on: it may have changed since we looked. */
+function* unmapPartsOp(
+  space: SpaceCore,
+  file: FileCore,
+  vpn: number,
+  end: number,
+  first: number,
+  copies: boolean,
+): Op<void> {
+  const { pageSize } = file.mm;
+  for (let at = vpn; at < end;) {
+    const part = firstPart(space, at * pageSize, end * pageSize);
+    if (!part) return;
+    const from = part.start / pageSize;
+    at = part.end / pageSize;
+    if (vmaFile(space, part.vma) !== file.slot || fileIndexOf(space, part.vma, from) < first) continue;
+    const range = yield* openOp(space, part.start, part.end, MmuNotifierEvent.Clear, true);
+    try {
+      dropTaken(space, yield* takeRangeOp(space, from, at, copies ? undefined : mapsFile(file)));
+    } finally {
+      close(space, range);
+    }
+  }
+}
+
+/** Zeroes bytes `[from, to)` of one page, if the cache has it; it is read in first with `read`. */
+function* zeroOp(file: FileCore, from: number, to: number, read: boolean): Op<void> {
+  const { frames, pageSize } = file.mm;
+  const index = Math.floor(from / pageSize);
+  if (from >= to || index >= file.pages) return;
+  const pfn = tryGetPage(file, index) || (read ? yield* getPageOp(file, index, from) : 0);
+  if (pfn === 0) return;
+  try {
+    yield* frames.lockFolioOp(pfn);
+    frames.bytesOf(pfn).fill(0, from - index * pageSize, to - index * pageSize);
+    frames.setFlags(pfn, PG_DIRTY);
+    frames.unlockFolio(pfn);
+  } finally {
+    frames.put(pfn);
+  }
+}
+
+// ---- the operations -------------------------------------------------------------------------------------------------
+
+/** Linux: ftruncate(). */
+export function* truncateOp(file: FileCore, size: number): Op<void> {
+  checkChange(file, "truncate", "size", size);
+  checkWritable(file, "truncate");
+  checkResizable(file, "truncate");
+  yield* resizingOp(file, () => resizeOp(file, size));
+}
+
+function* resizeOp(file: FileCore, size: number): Op<void> {
+  const { pageSize } = file.mm;
+  const old = file.size;
+  const memory = file.kind === BACKING_MEMORY;
+  const first = Math.ceil(size / pageSize);
+  // Memory has nothing beyond its end. For a file on disk Linux makes sure each time.
+  const walks = !memory || first < Math.ceil(old / pageSize);
+  setSize(file, size);
+  try {
+    if (walks) yield* unmapFileOp(file, first, INDEX_END, true);
+  } catch (error) {
+    setSize(file, old);
+    throw error;
+  }
+  if (size < old) {
+    yield* dropPagesOp(file, first, INDEX_END);
+    if (size < first * pageSize) yield* zeroOp(file, size, first * pageSize, false);
+  }
+  if (walks) yield* unmapFileOp(file, first, INDEX_END, true);
+  if (!memory) yield* truncateBackingOp(file);
+}
+
+/** Zeroes `[offset, offset + length)`; whole pages are given up. Linux: fallocate(PUNCH_HOLE | KEEP_SIZE). */
+export function* punchHoleOp(file: FileCore, offset: number, length: number): Op<void> {
+  checkExtent(file, "punchHole", offset, length);
+  yield* resizingOp(file, () => punchOp(file, offset, offset + length));
+}
+
+function checkExtent(file: FileCore, operation: string, offset: number, length: number): void {
+  checkChange(file, operation, "offset and length", offset, length);
+  if (length === 0) throw new MmError("EINVAL", operation, "length must be above 0");
+  checkWritable(file, operation);
+}
+
+function* punchOp(file: FileCore, start: number, end: number): Op<void> {
+  const { pageSize } = file.mm;
+  const [first, last] = [Math.ceil(start / pageSize), Math.floor(end / pageSize)];
+  if (first < last) yield* unmapFileOp(file, first, last, false);
+  const memory = file.kind === BACKING_MEMORY;
+  if (last < first) yield* zeroOp(file, start, end, !memory);
+  else {
+    yield* zeroOp(file, start, first * pageSize, !memory);
+    yield* zeroOp(file, last * pageSize, end, !memory);
+  }
+  if (memory) yield* dropPagesOp(file, first, Math.max(first, last));
+  else if (first < last) yield* writeZerosOp(file, first, Math.min(last, file.pages));
+}
+
+/** Zeroes whole pages of a file that has a backing: backings have no holes. */
+function* writeZerosOp(file: FileCore, first: number, end: number): Op<void> {
+  const { frames, pageSize } = file.mm;
+  for (let k = first; k < end; k++) {
+    const pfn = yield* getPageOp(file, k, k * pageSize);
+    try {
+      yield* frames.lockFolioOp(pfn);
+      frames.bytesOf(pfn).fill(0);
+      frames.setFlags(pfn, PG_DIRTY);
+      const page = new Pieces();
+      page.add(file, k, pfn);
+      try {
+        yield* writeLockedOp(file, page);
+      } finally {
+        frames.unlockFolio(pfn);
+      }
+    } finally {
+      frames.put(pfn);
+    }
+  }
+}
+
+/** Makes room: afterwards `[offset, offset + length)` can be written. Linux: fallocate(0 or KEEP_SIZE). */
+export function* allocateOp(file: FileCore, offset: number, length: number, keepSize: boolean): Op<void> {
+  checkExtent(file, "allocate", offset, length);
+  const { frames, pageSize } = file.mm;
+  const memory = file.kind === BACKING_MEMORY;
+  yield* resizingOp(file, function* () {
+    const old = file.size;
+    const grows = !keepSize && offset + length > old;
+    if (grows) {
+      checkResizable(file, "allocate");
+      setSize(file, offset + length);
+    }
+    try {
+      const end = Math.min(Math.ceil((offset + length) / pageSize), file.pages);
+      for (let k = Math.floor(offset / pageSize); memory && k < end; k++)
+        frames.put(yield* getPageOp(file, k, k * pageSize));
+      if (grows && !memory) yield* truncateBackingOp(file);
+    } catch (error) {
+      setSize(file, old);
+      throw error;
+    }
+  });
+}
+
+/** Makes the file at least `size` bytes long, for a write that goes beyond its end. */
+export function* growOp(file: FileCore, size: number): Op<void> {
+  checkChange(file, "write", "offset and length", size);
+  checkResizable(file, "write");
+  const { agent } = file.mm;
+  yield* lockMutexOp(agent, file.slot + FL_MUTEX, `the extent of file ${file.id}`);
+  if (size > file.size) setSize(file, size);
+  unlockMutex(agent, file.slot + FL_MUTEX);
+}
