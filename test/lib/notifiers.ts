@@ -11,8 +11,9 @@ import {
   openRanges,
 } from "../../src/notifier/subscriptions.ts";
 import type { MmuIntervalNotifierOps, MmuNotifierRange, RangeRequest } from "../../src/notifier/events.ts";
-import { type Agent, HDR_MAX_AGENTS } from "../../src/sched/index.ts";
-import { attachTo, newArena, simulatedAgent, type TestArena } from "./arena.ts";
+import { type Agent, HDR_MAX_AGENTS, type Op, waitOp, wakeQueue } from "../../src/sched/index.ts";
+import { QUEUE_WORDS } from "../../src/sched/layout.ts";
+import { attachTo, newArena, simulatedAgent, type TestArena, words } from "./arena.ts";
 
 export interface Subscriber {
   readonly agent: Agent;
@@ -92,6 +93,19 @@ export const obedient = (
     return true;
   },
 });
+
+/** Something that callbacks wait for. */
+export function gate(world: NotifierWorld): { readonly wait: () => Op<void>; readonly open: () => void } {
+  const queue = words(world.arena, world.agents[0]!.agent, QUEUE_WORDS);
+  let open = false;
+  return {
+    wait: () => waitOp(queue, () => open, "the device"),
+    open: () => {
+      open = true;
+      wakeQueue(world.arena.words, queue);
+    },
+  };
+}
 
 /** Lets everything that is ready in the event loop run. */
 export async function turnOfLoop(): Promise<void> {
