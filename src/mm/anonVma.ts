@@ -4,16 +4,16 @@
  * Here it is a number, and there is no list behind it: anonymous pages are never looked up from their frames. What it is
  * for is what can be seen of it: whether mappings merge, and whether fork copies and tells of a mapping at all.
  *
- *   none    -> own     the first private page (or guard): a new number, or that of a neighbour it could merge with
+ *   none    -> own     the first private page or guard: a new number, or that of a neighbour it could merge with
  *   own     -> own     split, move, merge: the parts keep it
  *   own     -> child's fork: a new number, with VM_FORK_CHILD
  */
 import { itPredecessor, itSuccessor } from "../memory/index.ts";
-import { VM_EXEC, VM_FORK_CHILD, VM_READ, VM_WRITE, type Vma, VMA_ANON } from "./layout.ts";
+import { VM_EXEC, VM_FORK_CHILD, VM_MAYBE_GUARD, VM_READ, VM_WRITE, type Vma, VMA_ANON } from "./layout.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaAnon, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 
-const ACCESS: number = VM_READ | VM_WRITE | VM_EXEC | VM_FORK_CHILD;
+const ACCESS: number = VM_READ | VM_WRITE | VM_EXEC | VM_FORK_CHILD | VM_MAYBE_GUARD;
 
 /** True if `low`, which ends where `high` begins, could be one vma with it, but for what accesses are allowed. */
 function compatible(space: SpaceCore, low: Vma, high: Vma): boolean {

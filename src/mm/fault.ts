@@ -64,7 +64,7 @@ import {
   PTE_WRITE,
   PTE_WRITTEN,
 } from "./pte.ts";
-import { radixFind, radixRun } from "./radix.ts";
+import { radixFind } from "./radix.ts";
 import { ensureEntry } from "./pageTables.ts";
 import { allocFrameOp } from "./reclaim.ts";
 import { markRange } from "./shootdown.ts";
@@ -269,6 +269,9 @@ function mapLocked(
   if (!mapped) frames.put(pfn);
 }
 
+/** Pages of one page table in Linux: fault-around stays in it. */
+const TABLE_PAGES = 512;
+
 /** Maps the neighbours that the cache has, as not accessed: they are guesses. Linux: do_fault_around(). */
 function faultAround(
   space: SpaceCore,
@@ -282,9 +285,10 @@ function faultAround(
   const { frames } = mm;
   const around = mm.faultAroundPages;
   if (around <= 1) return;
-  const window = Math.floor(vpn / around) * around;
-  const first = Math.max(window, vmaStart(space, vma) / mm.pageSize, vpn - (1024 - radixRun(vpn)));
-  const end = Math.min(window + around, vmaEnd(space, vma) / mm.pageSize, vpn + radixRun(vpn));
+  const vmaFirst = vmaStart(space, vma) / mm.pageSize;
+  const table = Math.floor(vpn / TABLE_PAGES) * TABLE_PAGES;
+  const first = Math.max(Math.floor(vpn / around) * around, vmaFirst, table);
+  const end = Math.min(first + around, vmaEnd(space, vma) / mm.pageSize, table + TABLE_PAGES);
   for (let neighbour = first; neighbour < end; neighbour++) {
     const at = (entry + (neighbour - vpn)) as Pte;
     if (Atomics.load(agent.words, at) !== 0) continue;

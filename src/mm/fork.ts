@@ -10,8 +10,8 @@
  *   vma                                   child has it                     its entries
  *   dontfork                              no
  *   wipeonfork                            yes, empty                       none
- *   no anon_vma                           yes, without anon_vma            none: they come by faults
- *   anon_vma                              yes, with a new anon_vma         all, guards too
+ *   no anon_vma, never had guards         yes, without anon_vma            none: they come by faults
+ *   else                                  yes, with an anon_vma if it had  all, guards too
  *
  * A page that somebody holds a reference to besides its mappings (a span, a pin) may be written without an entry: the
  * child gets a copy of it at once.
@@ -19,20 +19,24 @@
  * Lock order: mmapLock of the parent (write) > folio lock (tried only) > file lock > heap. Nobody knows the child yet.
  */
 import { MmError } from "../errors.ts";
-import { PG_ANON, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { itPredecessor, itStart, itSuccessor, PG_ANON, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
+import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { exitOp } from "./exit.ts";
 import {
+  FL_LOCK,
   type Space,
   VM_DONTCOPY,
   VM_FORK_CHILD,
   VM_LOCKED,
   VM_LOCKONFAULT,
+  VM_MAYBE_GUARD,
   VM_SHARED,
   VM_WIPEONFORK,
   type Vma,
+  VMA_FILE_NODE,
 } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import {
@@ -53,11 +57,13 @@ import type { SpaceCore } from "./spaceCore.ts";
 import {
   allVmas,
   changeVmas,
+  fileIndexOf,
   insertVma,
   kindOf,
   reserveVma,
   vmaAnon,
   vmaEnd,
+  vmaFile,
   vmaFlags,
   vmaStart,
 } from "./vma.ts";
@@ -115,7 +121,7 @@ function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
       yield* changeRangeOp(space, start / pageSize, end / pageSize, PTE_WRITE, 0, true);
     // From here on nothing waits.
     let lacking = 0;
-    for (const heir of heirs) {
+    for (const heir of inFileOrder(space, heirs)) {
       bequeath(space, child, heir);
       if (heir.filled) lacking += copyEntries(space, child, heir);
     }
@@ -130,7 +136,8 @@ function heirsOf(space: SpaceCore): Heir[] {
     .filter((vma) => (vmaFlags(space, vma) & VM_DONTCOPY) === 0)
     .map((vma) => {
       const flags = vmaFlags(space, vma);
-      const filled = vmaAnon(space, vma) !== 0 && (flags & VM_WIPEONFORK) === 0;
+      const owns = vmaAnon(space, vma) !== 0 || (flags & VM_MAYBE_GUARD) !== 0;
+      const filled = owns && (flags & VM_WIPEONFORK) === 0;
       return {
         vma,
         start: vmaStart(space, vma),
@@ -141,13 +148,53 @@ function heirsOf(space: SpaceCore): Heir[] {
     });
 }
 
+/**
+ * Vmas that begin at the same page of a file in the order of its tree, where the child's go behind them one by one: it
+ * decides in which order they hear of a truncation.
+ */
+function inFileOrder(space: SpaceCore, heirs: readonly Heir[]): Heir[] {
+  const order = [...heirs];
+  const groups = new Map<string, number[]>();
+  heirs.forEach(({ vma, start }, k) => {
+    const file = vmaFile(space, vma);
+    if (file === 0) return;
+    const key = `${file} ${fileIndexOf(space, vma, start / space.mm.pageSize)}`;
+    const group = groups.get(key);
+    if (group) group.push(k);
+    else groups.set(key, [k]);
+  });
+  for (const group of groups.values()) {
+    if (group.length === 1) continue;
+    const ranks = new Map(sameStart(space, heirs[group[0]!]!.vma).map((vma, rank) => [vma, rank]));
+    const sorted = group.map((k) => heirs[k]!).sort((a, b) => ranks.get(a.vma)! - ranks.get(b.vma)!);
+    group.forEach((k, n) => (order[k] = sorted[n]!));
+  }
+  return order;
+}
+
+/** All vmas that begin at the same page of the same file as this one, in the order of its tree. */
+function sameStart(space: SpaceCore, vma: Vma): Vma[] {
+  const { agent } = space;
+  const file = vmaFile(space, vma);
+  const found: Vma[] = [];
+  lockSpin(agent, file + FL_LOCK);
+  const page = itStart(agent, vma + VMA_FILE_NODE);
+  let node = vma + VMA_FILE_NODE;
+  const starts = (n: number): boolean => n !== 0 && itStart(agent, n) === page;
+  for (let n = itPredecessor(agent, node); starts(n); n = itPredecessor(agent, n)) node = n;
+  for (; starts(node); node = itSuccessor(agent, node)) found.push((node - VMA_FILE_NODE) as Vma);
+  unlockSpin(agent, file + FL_LOCK);
+  return found;
+}
+
 /** Makes the child's vma. Errors: ENOMEM. */
 function bequeath(space: SpaceCore, child: SpaceCore, heir: Heir): void {
   const kind = kindOf(space, heir.vma, heir.start / space.mm.pageSize);
   const flags = kind.flags & ~(VM_LOCKED | VM_LOCKONFAULT | VM_FORK_CHILD);
-  const own = heir.filled
-    ? { ...kind, flags: flags | VM_FORK_CHILD, anon: space.mm.nextId() }
-    : { ...kind, flags, anon: 0 };
+  const own =
+    heir.filled && kind.anon !== 0
+      ? { ...kind, flags: flags | VM_FORK_CHILD, anon: space.mm.nextId() }
+      : { ...kind, flags, anon: 0 };
   const vma = reserveVma(child, "fork");
   changeVmas(child, () => insertVma(child, vma, heir.start, heir.end, own));
 }

@@ -82,6 +82,8 @@ export const VM_WIPEONFORK = 0x200;
 export const VM_DONTDUMP = 0x400;
 export const VM_NORESERVE = 0x800;
 export const VM_ACCOUNT = 0x1000; //   private and writable once: would be charged
+/** Guards may be in it, or have been: fork copies its entries. Does not keep mappings apart; both have it once they merge. */
+export const VM_MAYBE_GUARD = 0x4000;
 /** Not a property of the mapping: its anon_vma came by fork, and the parent has one in its chain. */
 export const VM_FORK_CHILD = 0x2000;
 

@@ -27,10 +27,12 @@ import {
   VM_DONTCOPY,
   VM_DONTDUMP,
   VM_LOCKED,
+  VM_MAYBE_GUARD,
   VM_RAND_READ,
   VM_SEQ_READ,
   VM_SHARED,
   VM_WIPEONFORK,
+  VMA_FLAGS,
 } from "./layout.ts";
 import { usingOp } from "./lifetime.ts";
 import { fileAt } from "./pageCache.ts";
@@ -198,6 +200,7 @@ function markLazyFree(space: SpaceCore, first: number, end: number): void {
 function* installGuardsOp(space: SpaceCore, part: Part): Op<void> {
   refuseLocked(space, part);
   prepareAnon(space, part.vma);
+  Atomics.or(space.agent.words, part.vma + VMA_FLAGS, VM_MAYBE_GUARD);
   while (!tryInstallGuards(space, part)) yield* clearPartOp(space, part);
 }
 

@@ -2,6 +2,7 @@
 import { MmError } from "../errors.ts";
 import { PG_DIRTY, PG_UPTODATE } from "../memory/index.ts";
 import { type Op, runAsync } from "../sched/index.ts";
+import { BACKING_MEMORY } from "./layout.ts";
 import { unuseFile, useFile } from "./files.ts";
 import { type FileCore, markReferenced, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
@@ -32,7 +33,14 @@ function* transferFileOp(
     const index = Math.floor(at / pageSize);
     const within = at - index * pageSize;
     const n = Math.min(pageSize - within, end - at);
-    const pfn = tryGetPage(file, index) || (yield* getPageOp(file, index, at));
+    const present = tryGetPage(file, index);
+    // A hole: nobody needs a frame to read zeros.
+    if (present === 0 && operation === "read" && file.kind === BACKING_MEMORY && file.frameOf(index) === 0) {
+      bytes.fill(0, done, done + n);
+      done += n;
+      continue;
+    }
+    const pfn = present || (yield* getPageOp(file, index, at));
     try {
       const frame = frames.bytesOf(pfn);
       if (operation === "read") {

@@ -1,6 +1,7 @@
 /** mlock and munlock. Linux: mm/mlock.c. */
 import { MmError } from "../errors.ts";
 import type { Op } from "../sched/index.ts";
+import { drainBatches } from "./batches.ts";
 import { VM_LOCKED, VM_LOCKONFAULT } from "./layout.ts";
 import { populateMappingOp } from "./populate.ts";
 import { firstPart, notMapped, setFlagsLocked, extentOf, writingPlainOp } from "./ranges.ts";
@@ -20,7 +21,9 @@ function* setLockedOp(
       const part = firstPart(space, at, end);
       if (!part || part.start > at) throw notMapped(operation, at, end);
       const old = vmaFlags(space, part.vma);
-      setFlagsLocked(space, operation, part.start, part.end, (old & ~(VM_LOCKED | VM_LOCKONFAULT)) | flags);
+      const now = (old & ~(VM_LOCKED | VM_LOCKONFAULT)) | flags;
+      if (((old ^ now) & VM_LOCKED) !== 0) drainBatches(space.mm);
+      setFlagsLocked(space, operation, part.start, part.end, now);
       at = part.end;
     }
   });

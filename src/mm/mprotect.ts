@@ -36,24 +36,35 @@ export function* mprotectOp(space: SpaceCore, address: number, length: number, p
   const { start, end } = extentOf(space, "mprotect", address, length, { beyond: "ENOMEM" });
   if (start === end) return;
   const flags = protFlags(prot, "mprotect");
-  /** Locked and writable from now on: nothing of it may have to be copied later. */
-  const toPopulate: [number, number][] = [];
-  try {
-    yield* writingOp(space, "mprotect", function* () {
-      for (let at = start; at < end;) {
-        const vma = findVma(space, at);
-        if (vma === 0) throw notMapped("mprotect", at, end);
-        const to = Math.min(end, vmaEnd(space, vma));
-        const old = vmaFlags(space, vma);
-        yield* protectVmaLockedOp(space, vma, at, to, flags);
-        const gains = (old & (VM_WRITE | VM_SHARED | VM_LOCKED)) === VM_LOCKED && (flags & VM_WRITE) !== 0;
-        if (gains) toPopulate.push([at, to]);
-        at = to;
-      }
-    });
-  } finally {
-    for (const [from, to] of toPopulate) yield* populateMappingOp(space, from, to);
+  for (let at = start; at < end;) {
+    // Without the lock where it populates, and at once: what comes next may be refused.
+    const { from, to } = yield* writingOp(space, "mprotect", () => protectLockedOp(space, at, end, flags));
+    if (from < to) yield* populateMappingOp(space, from, to);
+    at = to;
   }
+}
+
+/**
+ * Changes vmas from `at` on, to `end` or to the end of the first that is locked and becomes writable: `from` to `to` is
+ * brought in then, so that nothing of it has to be copied later.
+ */
+function* protectLockedOp(
+  space: SpaceCore,
+  at: number,
+  end: number,
+  prot: number,
+): Op<{ from: number; to: number }> {
+  while (at < end) {
+    const vma = findVma(space, at);
+    if (vma === 0) throw notMapped("mprotect", at, end);
+    const from = at;
+    at = Math.min(end, vmaEnd(space, vma));
+    const old = vmaFlags(space, vma);
+    yield* protectVmaLockedOp(space, vma, from, at, prot);
+    const gains = (old & (VM_WRITE | VM_SHARED | VM_LOCKED)) === VM_LOCKED && (prot & VM_WRITE) !== 0;
+    if (gains) return { from, to: at };
+  }
+  return { from: end, to: end };
 }
 
 /** Accounting: what can be written is charged, and what cannot and has no pages of its own no longer is. */

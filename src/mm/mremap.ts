@@ -303,7 +303,6 @@ function leaveBehind(space: SpaceCore, start: number, end: number): void {
   const vma = findVma(space, start);
   changeVmas(space, () => {
     Atomics.and(w, vma + VMA_FLAGS, ~(VM_LOCKED | VM_LOCKONFAULT));
-    const whole = vmaStart(space, vma) === start && vmaEnd(space, vma) === end;
-    if (whole && vmaFile(space, vma) === 0) Atomics.store(w, vma + VMA_ANON, 0);
+    if (vmaStart(space, vma) === start && vmaEnd(space, vma) === end) Atomics.store(w, vma + VMA_ANON, 0);
   });
 }

@@ -245,7 +245,7 @@ function looksYoung(file: FileCore, index: number, run: readonly number[], from:
 }
 
 /**
- * Unmaps one page of a file and frees it if it is clean and can be read again; the contents stay in any case. Left alone
+ * Unmaps one page of a file and frees it if it is clean: it can be read again, or was never written. Left alone
  * if it is not that page any more, or mapped more than once. Linux: MADV_PAGEOUT, for one folio.
  */
 export function* evictPageOp(file: FileCore, index: number, pfn: number): Op<void> {
@@ -259,10 +259,11 @@ export function* evictPageOp(file: FileCore, index: number, pfn: number): Op<voi
   try {
     if (file.frameOf(index) !== pfn || frames.mapcount(pfn) !== 1) return;
     yield* unmapPagesOp(file, index, 1);
-    if (file.kind === BACKING_MEMORY || frames.mapcount(pfn) !== 0) return;
+    if (frames.mapcount(pfn) !== 0) return;
     frames.put(pfn);
     locked = false;
-    if ((frames.flags(pfn) & PG_DIRTY) !== 0) frames.setFlags(pfn, PG_RECLAIM);
+    const waits = (frames.flags(pfn) & PG_DIRTY) !== 0 && file.kind !== BACKING_MEMORY;
+    if (waits) frames.setFlags(pfn, PG_RECLAIM);
     if (evict(file, index, pfn)) file.mm.count(CT_EVICTIONS, 1);
   } finally {
     if (locked) {

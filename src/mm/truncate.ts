@@ -228,14 +228,21 @@ export function* allocateOp(file: FileCore, offset: number, length: number, keep
     }
     try {
       const end = Math.min(Math.ceil((offset + length) / pageSize), file.pages);
-      for (let k = Math.floor(offset / pageSize); memory && k < end; k++)
-        frames.put(yield* getPageOp(file, k, k * pageSize));
+      for (let k = Math.floor(offset / pageSize); memory && k < end; k++) yield* allocatePageOp(file, k);
       if (grows && !memory) yield* truncateBackingOp(file);
     } catch (error) {
       setSize(file, old);
       throw error;
     }
   });
+}
+
+/** Brings a page of zeros in that stays, as one that was written. */
+function* allocatePageOp(file: FileCore, index: number): Op<void> {
+  const { frames, pageSize } = file.mm;
+  const pfn = yield* getPageOp(file, index, index * pageSize);
+  frames.setFlags(pfn, PG_DIRTY);
+  frames.put(pfn);
 }
 
 /** Makes the file at least `size` bytes long, for a write that goes beyond its end. */

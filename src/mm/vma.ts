@@ -34,6 +34,7 @@ import {
   SP_VMA_SEQ,
   SP_VMAS,
   VM_FORK_CHILD,
+  VM_MAYBE_GUARD,
   VM_PROT,
   type Vma,
   VMA_ANON,
@@ -196,7 +197,10 @@ export function removeVma(space: SpaceCore, vma: Vma): File {
 function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
   const { mm } = space;
   const [flags, nextFlags] = [vmaFlags(space, vma), vmaFlags(space, next)];
-  if (((flags ^ nextFlags) & ~VM_FORK_CHILD) !== 0 || vmaFile(space, vma) !== vmaFile(space, next))
+  if (
+    ((flags ^ nextFlags) & ~(VM_FORK_CHILD | VM_MAYBE_GUARD)) !== 0 ||
+    vmaFile(space, vma) !== vmaFile(space, next)
+  )
     return false;
   const continues =
     fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) ===
@@ -223,6 +227,7 @@ function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
     Atomics.sub(agent.words, file + FL_USERS, 1);
   });
   Atomics.store(agent.words, vma + VMA_ANON, anon);
+  Atomics.or(agent.words, vma + VMA_FLAGS, vmaFlags(space, next) & VM_MAYBE_GUARD);
   freeVma(space, next);
   return true;
 }
