@@ -371,9 +371,18 @@ export class SpaceAccess extends SpaceCore {
   atomicWord(address: number, write: boolean): { words: Int32Array; index: number } {
     const vpn = this.#checkAddress(address);
     if (address % 4 !== 0) throw new MmError("EINVAL", "atomics", "the address must be a multiple of 4");
+    return this.#wordOf(this.locate(vpn, write, address), address);
+  }
+
+  /** As atomicWord(), for loading, where that takes no fault; else undefined. No safepoint. */
+  peekWord(address: number): { words: Int32Array; index: number } | undefined {
+    const pfn = this.active ? this.peek(Math.floor(address / this.mm.pageSize), false) : -1;
+    return pfn < 0 ? undefined : this.#wordOf(pfn, address);
+  }
+
+  #wordOf(pfn: number, address: number): { words: Int32Array; index: number } {
     const { frames, pageSize } = this.mm;
-    const pfn = this.locate(vpn, write, address);
-    const index = (frames.offsetOf(pfn) + (address - vpn * pageSize)) >>> 2;
+    const index = (frames.offsetOf(pfn) + (address % pageSize)) >>> 2;
     const segment = frames.segmentOf(pfn);
     return { words: segment === 0 ? this.#i32 : new Int32Array(frames.memories[segment]!.buffer), index };
   }

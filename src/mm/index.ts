@@ -14,7 +14,6 @@ export {
   type MemoryStats,
   type OpenOptions,
   PhysicalMemory,
-  type WaitResult,
   type WorkerLike,
 } from "./memory.ts";
 export {
@@ -25,6 +24,7 @@ export {
   type SpaceOperations,
   type Vma,
 } from "./space.ts";
+export type { WaitResult } from "./waitWord.ts";
 // For the rows above.
 export { faultOp } from "./fault.ts";
 export { usingOp } from "./lifetime.ts";

@@ -40,7 +40,9 @@ import { parseBytes } from "../units.ts";
 import { type Backing, MEMORY_KIND } from "./backing.ts";
 import { checkMemory } from "./check.ts";
 import { openBacking, unuseFile } from "./files.ts";
+import { reapFutexes } from "./futex.ts";
 import { MappedFile } from "./mappedFile.ts";
+import { type WaitResult, waitWord, waitWordSync } from "./waitWord.ts";
 import {
   BACKING_SERVED,
   CT_COW,
@@ -144,14 +146,8 @@ export interface OpenOptions {
   readonly writable?: boolean;
 }
 
-export type WaitResult = "ok" | "not-equal" | "timed-out";
-
-/** Sleeping on a word outside the arena, which rings cannot reach: how long at most without serving others. */
-const FOREIGN_SLICE_MS = 5;
-const WAIT_SLICE_MS = 100;
-/** Free frames zeroed when a turn ends (some 150 ns each), and when an agent goes to wait: the next faults need not. */
+/** Free frames zeroed when a turn ends (some 150 ns each): the next faults need not. */
 const PREZERO_PER_TURN = 4;
-const PREZERO_PER_WAIT = 64;
 
 /** Something with the events of a worker_threads Worker. */
 export interface WorkerLike {
@@ -193,9 +189,15 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       write: (file, offset, from) => file.transferOp("write", offset, from),
       sync: (file) => file.syncOp(),
     };
-    this.sync = { ...syncFacet(agent, operations), wait: (...args) => this.#waitSync(...args) };
-    this.try = tryFacet(agent, operations);
     const { mm } = this;
+    this.sync = {
+      ...syncFacet(agent, operations),
+      wait: (words, index, value, timeoutMs = Number.POSITIVE_INFINITY) => {
+        this.#checkWords(words, index);
+        return waitWordSync(mm, words, index, value, timeoutMs);
+      },
+    };
+    this.try = tryFacet(agent, operations);
     agent.setFlushHandler((slot, from, to) => {
       if (slot === 0) {
         for (const space of mm.spaces.values()) space.flushOwn(0, 0);
@@ -313,45 +315,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     timeoutMs: number = Number.POSITIVE_INFINITY,
   ): Promise<WaitResult> {
     this.#checkWords(words, index);
-    this.agent.leave();
-    this.mm.frames.prezero(PREZERO_PER_WAIT);
-    const loop = loopOf(this.agent);
-    const result = Atomics.waitAsync(words, index, value, timeoutMs);
-    if (!result.async) return result.value;
-    loop.retain();
-    try {
-      return await result.value;
-    } finally {
-      loop.release();
-    }
-  }
-
-  #waitSync(
-    words: Int32Array,
-    index: number,
-    value: number,
-    timeoutMs = Number.POSITIVE_INFINITY,
-  ): WaitResult {
-    this.#checkWords(words, index);
-    this.agent.checkNotInCallback("wait");
-    if (!this.agent.mayBlock) {
-      if (Atomics.load(words, index) !== value) return "not-equal";
-      throw new MmError("EAGAIN", "wait", "this agent may not block; use the Promise form");
-    }
-    const inArena = words.buffer === this.agent.words.buffer ? (words.byteOffset >> 2) + index : 0;
-    const slice = inArena === 0 ? FOREIGN_SLICE_MS : WAIT_SLICE_MS;
-    const until = performance.now() + timeoutMs;
-    for (;;) {
-      this.agent.checkUsable("wait");
-      if (Atomics.load(words, index) !== value) return "not-equal";
-      const left = until - performance.now();
-      if (left <= 0) return "timed-out";
-      this.mm.frames.prezero(PREZERO_PER_WAIT);
-      const outcome = this.agent.parkOn(words, index, value, inArena, Math.min(left, slice));
-      runReadyTasks(this.agent);
-      // A ring looks like a notify; the word says which it was, as far as it changed.
-      if (outcome === "ok" && Atomics.load(words, index) !== value) return "ok";
-    }
+    return await waitWord(this.mm, words, index, value, timeoutMs);
   }
 
   #checkWords(words: Int32Array, index: number): void {
@@ -464,6 +428,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     new Views(mm, slot).dropAll();
     let held: string | undefined;
     mm.unprotect(slot);
+    reapFutexes(mm, ownerId);
     for (const record of mm.useAllSpaces()) {
       const space = mm.spaceAt(record);
       try {

@@ -10,7 +10,17 @@ import { clearRefsOp, type Refs } from "./clearRefs.ts";
 import { exitOp } from "./exit.ts";
 import { faultOp } from "./fault.ts";
 import { unuseFile } from "./files.ts";
+import {
+  checkCount,
+  enterFutex,
+  FW_WOKEN,
+  type FutexKey,
+  leaveFutex,
+  notifyFutex,
+  tryKeyOf,
+} from "./futex.ts";
 import { MappedFile } from "./mappedFile.ts";
+import { type WaitResult, waitWord, waitWordSync } from "./waitWord.ts";
 import { forkOp } from "./fork.ts";
 import {
   FL_ID,
@@ -138,6 +148,18 @@ export interface SpaceAtomics {
   xor(address: number, value: number): number;
   exchange(address: number, value: number): number;
   compareExchange(address: number, expected: number, replacement: number): number;
+  /**
+   * Waits until the word is notified, if it is `value` now; the agent is idle meanwhile. Words of shared files are the
+   * same in every space that maps them. Linux: futex(FUTEX_WAIT).
+   */
+  wait(address: number, value: number, timeoutMs?: number): Promise<WaitResult>;
+  /** Wakes up to `count` of those who wait for the word, all by default; returns how many. Never waits. Linux: futex(FUTEX_WAKE). */
+  notify(address: number, count?: number): number;
+}
+
+/** What blocks in this agent, or is EAGAIN. */
+export interface SyncAtomics {
+  wait(address: number, value: number, timeoutMs?: number): WaitResult;
 }
 
 /**
@@ -146,7 +168,7 @@ export interface SpaceAtomics {
  * Addresses and lengths are bytes. After exit() everything is ESRCH.
  */
 export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDisposable {
-  readonly sync: Immediate<SpaceOperations>;
+  readonly sync: Immediate<SpaceOperations> & { readonly atomics: SyncAtomics };
   readonly try: Immediate<SpaceOperations>;
   readonly atomics: SpaceAtomics;
   readonly #ops: SpaceOperations;
@@ -175,9 +197,20 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       forEachSpan: (address, length, access, fn) => this.#forEachSpanOp(address, length, access, fn),
       exit: () => exitOp(this),
     };
-    this.sync = syncFacet(mm.agent, this.#ops);
+    this.sync = {
+      ...syncFacet(mm.agent, this.#ops),
+      atomics: { wait: (...args) => this.#waitSync(...args) },
+    };
     this.try = tryFacet(mm.agent, this.#ops);
-    this.atomics = makeAtomics(this);
+    this.atomics = {
+      ...makeAtomics(this),
+      wait: (address, value, timeoutMs = Number.POSITIVE_INFINITY) => this.#wait(address, value, timeoutMs),
+      notify: (address, count = Number.POSITIVE_INFINITY) => {
+        checkCount(count);
+        this.#checkWord(address);
+        return notifyFutex(this.mm, this.#keyOf(address), count);
+      },
+    };
   }
 
   // ---- mappings -------------------------------------------------------------------------------------------------------
@@ -361,6 +394,60 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     return address + length;
   }
 
+  // ---- waiting for a word ---------------------------------------------------------------------------------------------
+
+  #checkWord(address: number): void {
+    if (!Number.isSafeInteger(address) || address < 0 || address % 4 !== 0)
+      throw new MmError("EINVAL", "atomics", "the address must be a multiple of 4");
+    this.agent.checkNotInCallback("atomics");
+  }
+
+  /** What a word is known by. Never waits. */
+  #keyOf(address: number): FutexKey {
+    const { pageSize } = this.mm;
+    const key = tryKeyOf(this, address);
+    if (key) return key;
+    const vma = this.#listVmas("atomics").find(({ start, end }) => start <= address && address < end);
+    const shared = vma?.share === "shared" && vma.file !== undefined ? vma : undefined;
+    const at = shared ? shared.offset + (address - shared.start) : address;
+    return { id: shared?.file ?? this.id, page: Math.floor(at / pageSize), offset: at % pageSize };
+  }
+
+  /** Enters a waiter; 0 if the word is not `value`. */
+  #enter(address: number, value: number): { key: FutexKey; waiter: number } {
+    this.#checkWord(address);
+    for (;;) {
+      this.atomicWord(address, false); // brings the page in, which may wait
+      const key = this.#keyOf(address);
+      const word = this.peekWord(address);
+      if (word) return { key, waiter: enterFutex(this.mm, key, word.words, word.index, value) };
+    }
+  }
+
+  async #wait(address: number, value: number, timeoutMs: number): Promise<WaitResult> {
+    const { key, waiter } = await this.run(() => this.#enter(address, value));
+    if (waiter === 0) return "not-equal";
+    let woken = false;
+    try {
+      await waitWord(this.mm, this.agent.words, waiter + FW_WOKEN, 0, timeoutMs);
+    } finally {
+      woken = leaveFutex(this.mm, key, waiter);
+    }
+    return woken ? "ok" : "timed-out";
+  }
+
+  #waitSync(address: number, value: number, timeoutMs = Number.POSITIVE_INFINITY): WaitResult {
+    const { key, waiter } = this.#enter(address, value);
+    if (waiter === 0) return "not-equal";
+    let woken = false;
+    try {
+      waitWordSync(this.mm, this.agent.words, waiter + FW_WOKEN, 0, timeoutMs);
+    } finally {
+      woken = leaveFutex(this.mm, key, waiter);
+    }
+    return woken ? "ok" : "timed-out";
+  }
+
   /** Runs a synchronous `fn`; where an access in it ends with EAGAIN, brings in what was missing and runs it again. */
   async run<T>(fn: () => T): Promise<T> {
     for (;;) {
@@ -517,7 +604,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
   }
 }
 
-function makeAtomics(space: AddressSpace): SpaceAtomics {
+function makeAtomics(space: AddressSpace): Omit<SpaceAtomics, "wait" | "notify"> {
   const at = (address: number, write = true): { words: Int32Array; index: number } =>
     space.atomicWord(address, write);
   return {

@@ -217,7 +217,7 @@ function* writeZerosOp(file: FileCore, first: number, end: number): Op<void> {
 /** Makes room: afterwards `[offset, offset + length)` can be written. Linux: fallocate(0 or KEEP_SIZE). */
 export function* allocateOp(file: FileCore, offset: number, length: number, keepSize: boolean): Op<void> {
   checkExtent(file, "allocate", offset, length);
-  const { frames, pageSize } = file.mm;
+  const { pageSize } = file.mm;
   const memory = file.kind === BACKING_MEMORY;
   yield* resizingOp(file, function* () {
     const old = file.size;
