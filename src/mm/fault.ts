@@ -19,7 +19,7 @@
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
 import { BusError, MmError, SegvError } from "../errors.ts";
-import { PG_ANON, PG_DIRTY, PG_RECLAIM, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { PG_ANON, PG_DIRTY, PG_RECLAIM, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import {
   beginRange,
   endOpenRange,
@@ -47,7 +47,7 @@ import { prepareAnon } from "./anonVma.ts";
 import { isBatched } from "./batches.ts";
 import { unuseFile, useFile } from "./files.ts";
 import { unuseSpace, useSpace } from "./lifetime.ts";
-import { type FileCore, fileAt, tryGetPage } from "./pageCache.ts";
+import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
   busyOf,
@@ -229,6 +229,7 @@ function faultFile(
     frames.put(page);
     return locked(file, index, page);
   }
+  markUsed(file, page);
   if (write && (flags & VM_SHARED) === 0) {
     const copy = index < file.pages ? frames.tryAlloc(false) : 0;
     if (copy !== 0) {
@@ -294,7 +295,7 @@ function faultAround(
     if (Atomics.load(agent.words, at) !== 0) continue;
     const page = tryGetPage(file, index + (neighbour - vpn));
     if (page === 0) continue;
-    if ((frames.flags(page) & PG_RECLAIM) === 0 && frames.tryLockFolio(page))
+    if ((frames.flags(page) & (PG_RECLAIM | PG_UNUSED)) === 0 && frames.tryLockFolio(page))
       mapLocked(space, at, file, index + (neighbour - vpn), page, 0);
     else frames.put(page);
   }

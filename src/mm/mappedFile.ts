@@ -4,7 +4,7 @@ import { PG_DIRTY, PG_UPTODATE } from "../memory/index.ts";
 import { type Op, runAsync } from "../sched/index.ts";
 import { BACKING_MEMORY } from "./layout.ts";
 import { unuseFile, useFile } from "./files.ts";
-import { type FileCore, markReferenced, tryGetPage } from "./pageCache.ts";
+import { type FileCore, markReferenced, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import { allocateOp, growOp, punchHoleOp, truncateOp } from "./truncate.ts";
 import { syncFileOp } from "./writeback.ts";
@@ -42,6 +42,7 @@ function* transferFileOp(
     }
     const pfn = present || (yield* getPageOp(file, index, at));
     try {
+      markUsed(file, pfn);
       const frame = frames.bytesOf(pfn);
       if (operation === "read") {
         markReferenced(file, pfn);

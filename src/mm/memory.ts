@@ -153,6 +153,7 @@ const PREZERO_PER_TURN = 4;
 export interface WorkerLike {
   readonly threadId?: number;
   once?(event: "exit", listener: () => void): unknown;
+  off?(event: "exit", listener: () => void): unknown;
 }
 
 export class PhysicalMemory implements NotifierHost, AsyncDisposable {
@@ -171,6 +172,8 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
   readonly agent: Agent;
   readonly #ops: MemoryOperations;
   readonly #files = new Map<number, MappedFile>();
+  /** Each stops listening to an adopted worker. */
+  readonly #adopted = new Set<() => void>();
 
   /** @internal */
   constructor(agent: Agent, handle: MemoryHandle) {
@@ -418,9 +421,13 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     if (thread === undefined || typeof worker.once !== "function") {
       throw new MmError("ENOTSUP", "adopt", "needs a worker of node:worker_threads");
     }
-    worker.once("exit", () => {
+    const gone = (): void => {
       for (const slot of slotsOfThread(this.agent, thread)) reap(this.agent, slot);
-    });
+      this.#adopted.delete(forget);
+    };
+    const forget = (): void => void worker.off?.("exit", gone);
+    worker.once("exit", gone);
+    this.#adopted.add(forget);
   }
 
   #reap(slot: number, ownerId: number): string | undefined {
@@ -455,6 +462,8 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     for (const file of [...this.#files.values()]) file.giveUp();
     if (this.agent.tasks.size > 0 || this.agent.hostWaits > 0)
       throw new MmError("EBUSY", "detach", "operations of this agent are pending");
+    for (const forget of this.#adopted) forget();
+    this.#adopted.clear();
     this.agent.leave();
     dropSubscriptions(this.agent);
     for (const space of this.mm.spaces.values()) space.freeTlb();

@@ -12,7 +12,7 @@
  *
  * Lock order: folio lock > file lock (spin, never held across a call out).
  */
-import { itFirst, itLast, itNext, itStart, PG_REFERENCED, PG_UPTODATE } from "../memory/index.ts";
+import { itFirst, itLast, itNext, itStart, PG_REFERENCED, PG_UNUSED, PG_UPTODATE } from "../memory/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { type Backing, openDescriptor } from "./backing.ts";
 import {
@@ -35,6 +35,7 @@ import {
   type Pte,
   spUsersAt,
   type Space,
+  VM_LOCKED,
   VM_SHARED,
   VMA_FILE_NODE,
   VMA_FLAGS,
@@ -139,6 +140,8 @@ export interface FileMapping {
   readonly index: number;
   readonly pages: number;
   readonly shared: boolean;
+  /** By mlock: reclaim leaves it alone. */
+  readonly locked: boolean;
 }
 
 /**
@@ -162,8 +165,15 @@ export function mappingsOf(file: FileCore, index: number, pages: number): FileMa
     const first = Math.max(index, vmaIndex);
     // The vma's first node is keyed by address; it does not move while the vma is in a file's tree.
     const vpn = itStart(agent, vma) / pageSize + (first - vmaIndex);
-    const shared = (Atomics.load(w, vma + VMA_FLAGS) & VM_SHARED) !== 0;
-    found.push({ space, vpn, index: first, pages: Math.min(index + pages, vmaEnd) - first, shared });
+    const flags = Atomics.load(w, vma + VMA_FLAGS);
+    found.push({
+      space,
+      vpn,
+      index: first,
+      pages: Math.min(index + pages, vmaEnd) - first,
+      shared: (flags & VM_SHARED) !== 0,
+      locked: (flags & VM_LOCKED) !== 0,
+    });
     Atomics.add(w, spUsersAt(space, mm.maxAgents, agent.slot), 1);
   }
   unlockSpin(agent, file.slot + FL_LOCK);
@@ -196,6 +206,11 @@ export function dropLockedPage(file: FileCore, index: number, pfn: number): void
   frames.unlockFolio(pfn);
   frames.put(pfn);
 }
+
+/** A page that was allocated ahead is one as any other from now on. */
+export const markUsed = (file: FileCore, pfn: number): void => {
+  if ((file.mm.frames.flags(pfn) & PG_UNUSED) !== 0) file.mm.frames.clearFlags(pfn, PG_UNUSED);
+};
 
 /** Marks a page used other than through a page table. */
 export const markReferenced = (file: FileCore, pfn: number): void => {

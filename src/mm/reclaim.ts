@@ -25,7 +25,7 @@ import { BACKING_MEMORY, CT_EVICTIONS, type File, FL_PAGES } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { isRefusal, Pieces, writeLockedOp } from "./fileIo.ts";
 import { type FileCore, fileAt } from "./pageCache.ts";
-import { accessedPages, agePages, unmapPagesOp } from "./rmap.ts";
+import { accessedPages, agePages, pagesBeforeLocked, unmapPagesOp } from "./rmap.ts";
 
 /** A fault that finds no frame frees this share of all, so that the next ones find some. */
 const BATCH_SHARE = 1 / 16;
@@ -183,7 +183,12 @@ function* reclaimRunOp(mm: Mm, run: number[], most: number, evenYoung: boolean):
   try {
     if (age(file, index, run, 0) && !evenYoung) return 0;
     extend(file, index, run, most);
-    if (isMapped(mm, run)) yield* unmapPagesOp(file, index, run.length);
+    if (isMapped(mm, run)) {
+      const before = pagesBeforeLocked(file, index, run.length);
+      while (run.length > before) frames.unlockFolio(run.pop()!);
+      if (before === 0) return 0;
+      yield* unmapPagesOp(file, index, run.length);
+    }
     const pieces = new Pieces();
     for (let k = 0; k < run.length; k++) pieces.add(file, index + k, run[k]!);
     yield* writeLockedOp(file, pieces);

@@ -123,6 +123,15 @@ export function agePages(file: FileCore, index: number, pages: number): boolean 
   return young;
 }
 
+/** How many of these pages come before the first that is locked in memory by a mapping. Linux: mlock_future, VM_LOCKED. */
+export function pagesBeforeLocked(file: FileCore, index: number, pages: number): number {
+  const mappings = mappingsOf(file, index, pages);
+  let before = pages;
+  for (const mapping of mappings) if (mapping.locked) before = Math.min(before, mapping.index - index);
+  releaseMappings(file, mappings);
+  return before;
+}
+
 /** True if a page-table entry that maps one of these pages says that it was accessed, or may say so. Clears nothing. */
 export function accessedPages(file: FileCore, index: number, pages: number): boolean {
   const { mm } = file;

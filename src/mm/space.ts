@@ -1,6 +1,6 @@
 /** AddressSpace: what users see of a space. Linux: the mm_struct of a process, through its system calls. */
 import { isMmError, MmError } from "../errors.ts";
-import { itLowest, itSuccessor, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { itLowest, itSuccessor, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { createSubscriptions, Notifiers, type NotifierSpace, type Subs } from "../notifier/index.ts";
 import { checkLiveness, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
 import { readChanged, readSequence } from "../sync/index.ts";
@@ -565,7 +565,8 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     const file = fileAt(mm, slot);
     for (let at = Math.max(start, vma.start); at < Math.min(end, vma.end); at += mm.pageSize) {
       const pfn = file.frameOf((vma.offset + (at - vma.start)) / mm.pageSize);
-      if (pfn !== 0 && (mm.frames.flags(pfn) & PG_UPTODATE) !== 0) present[(at - start) / mm.pageSize] = 1;
+      if (pfn !== 0 && (mm.frames.flags(pfn) & (PG_UPTODATE | PG_UNUSED)) === PG_UPTODATE)
+        present[(at - start) / mm.pageSize] = 1;
     }
     unuseFile(mm, slot);
   }

@@ -8,10 +8,18 @@
  * Lock order: file mutex > mmapLock (read, one space at a time) > folio lock.
  */
 import { MmError } from "../errors.ts";
-import { PG_ANON, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
+import { PG_ANON, PG_DIRTY, PG_UNUSED, ZERO_PFN } from "../memory/index.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
-import { LockRank, lockMutexOp, lockReadOp, unlockMutex, unlockRead } from "../sync/index.ts";
+import {
+  lockdepAcquire,
+  lockdepRelease,
+  LockRank,
+  lockMutexOp,
+  lockReadOp,
+  unlockMutex,
+  unlockRead,
+} from "../sync/index.ts";
 import { drainBatches } from "./batches.ts";
 import { BACKING_MEMORY, FL_MUTEX, FL_SIZE, SP_MMAP_LOCK } from "./layout.ts";
 import { Pieces, truncateBackingOp, writeLockedOp } from "./fileIo.ts";
@@ -29,11 +37,16 @@ import { dropTaken, takeRangeOp, type Wants } from "./zap.ts";
 /** Runs `body` while nobody else changes the file's extent. */
 export function* resizingOp<T>(file: FileCore, body: () => Op<T>): Op<T> {
   const { agent } = file.mm;
-  yield* lockMutexOp(agent, file.slot + FL_MUTEX, `the extent of file ${file.id}`);
+  if (agent.debug) lockdepAcquire(agent, LockRank.fileMutex);
   try {
-    return yield* body();
+    yield* lockMutexOp(agent, file.slot + FL_MUTEX, `the extent of file ${file.id}`);
+    try {
+      return yield* body();
+    } finally {
+      unlockMutex(agent, file.slot + FL_MUTEX);
+    }
   } finally {
-    unlockMutex(agent, file.slot + FL_MUTEX);
+    if (agent.debug) lockdepRelease(agent, LockRank.fileMutex);
   }
 }
 
@@ -240,8 +253,9 @@ export function* allocateOp(file: FileCore, offset: number, length: number, keep
 /** Brings a page of zeros in that stays, as one that was written. */
 function* allocatePageOp(file: FileCore, index: number): Op<void> {
   const { frames, pageSize } = file.mm;
+  const isNew = file.frameOf(index) === 0;
   const pfn = yield* getPageOp(file, index, index * pageSize);
-  frames.setFlags(pfn, PG_DIRTY);
+  frames.setFlags(pfn, isNew ? PG_DIRTY | PG_UNUSED : PG_DIRTY);
   frames.put(pfn);
 }
 
@@ -249,8 +263,15 @@ function* allocatePageOp(file: FileCore, index: number): Op<void> {
 export function* growOp(file: FileCore, size: number): Op<void> {
   checkChange(file, "write", "offset and length", size);
   checkResizable(file, "write");
-  const { agent } = file.mm;
-  yield* lockMutexOp(agent, file.slot + FL_MUTEX, `the extent of file ${file.id}`);
-  if (size > file.size) setSize(file, size);
-  unlockMutex(agent, file.slot + FL_MUTEX);
+  yield* resizingOp(file, function* () {
+    const old = file.size;
+    if (size <= old) return;
+    setSize(file, size);
+    try {
+      if (file.kind !== BACKING_MEMORY) yield* truncateBackingOp(file);
+    } catch (error) {
+      setSize(file, old);
+      throw error;
+    }
+  });
 }

@@ -232,10 +232,10 @@ function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
   return true;
 }
 
-/** Joins neighbours that are alike, in and at the edges of `[start, end)`. */
+/** Joins neighbours that are alike and touch in `[start, end]`: what has been apart elsewhere stays so, as in Linux. */
 export function mergeVmas(space: SpaceCore, start: number, end: number): void {
   let vma = firstVma(space, Math.max(0, start - 1), end);
-  while (vma !== 0 && vmaStart(space, vma) < end) {
+  while (vma !== 0 && vmaEnd(space, vma) <= end) {
     if (!mergeWithNext(space, vma)) vma = itSuccessor(space.agent, vma) as Vma;
   }
 }

@@ -1,6 +1,7 @@
 /**
  * The lock order of the whole system, as data that lockdep reads. Linux: lockdep, and the table on top of mm/rmap.c.
  *
+ *   fileMutex            mutex, per file          a file's extent, while it changes
  *   mmapLock             rwsem, per space       vmas, the shape of the page tables
  *     folioLock          bit, per frame         a frame's place in its file, its contents while they are read in
  *       fileLock         spin, per file         the file's tree of vmas (i_mmap_rwsem)
@@ -16,6 +17,7 @@ import { panic } from "../errors.ts";
 import type { Agent, HeldLock } from "../sched/index.ts";
 
 export const LockRank = {
+  fileMutex: 0,
   mmapLock: 1,
   folioLock: 2,
   fileLock: 3,

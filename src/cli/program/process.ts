@@ -1,6 +1,5 @@
 /** A process of a program: runs its operations in an address space, one at a time. */
-import { type AddressSpace, isMmError, type MappedFile, MmError } from "../../index.ts";
-import { asProgramFile, asProgramSpace, missing, type ProgramFile, type ProgramSpace } from "./linux.ts";
+import { type AddressSpace, type Advice, isMmError, type MappedFile, MmError } from "../../index.ts";
 import type { ProcessOperation } from "./parse.ts";
 import { pagemapText } from "./state.ts";
 import { addressOf, bytesOf, pageOf } from "./window.ts";
@@ -35,20 +34,20 @@ export function signalOf(error: unknown): { signal: string; code: string } | und
 }
 
 const DONE: Outcome = { result: 0 };
-/** Linux's name of an advice without MADV_, as Bifolio writes it. */
-const adviceOf = (advice: string | number): string | number =>
-  typeof advice === "number" ? advice : advice.toLowerCase().replaceAll("_", "-");
+/** Linux's name of an advice without MADV_, as Bifolio writes it; an unknown one is refused there. */
+const adviceOf = (advice: string | number): Advice =>
+  typeof advice === "number" ? advice : (advice.toLowerCase().replaceAll("_", "-") as Advice);
 
 const SOFT_DIRTY = 4;
 const PEAK_RSS = 5;
 
 /** A process whose operations run in this agent. */
 export class LocalProcess implements ProgramProcess {
-  readonly #space: ProgramSpace;
+  readonly #space: AddressSpace;
   readonly #files: ReadonlyMap<string, MappedFile>;
 
   constructor(space: AddressSpace, files: ReadonlyMap<string, MappedFile>) {
-    this.#space = asProgramSpace(space);
+    this.#space = space;
     this.#files = files;
   }
 
@@ -80,11 +79,9 @@ export class LocalProcess implements ProgramProcess {
       case "msync":
         return await this.#msync(o);
       case "mlock":
-        if (!space.mlock) throw missing("mlock");
         await space.mlock(...rangeOf(o), { onFault: o.flags?.includes("onfault") ?? false });
         return DONE;
       case "munlock":
-        if (!space.munlock) throw missing("munlock");
         await space.munlock(...rangeOf(o));
         return DONE;
       case "mincore":
@@ -103,20 +100,14 @@ export class LocalProcess implements ProgramProcess {
         return await this.#fill(o);
       case "scan":
         return await this.#scan(o);
-      case "fork": {
-        if (!space.fork) throw missing("fork");
+      case "fork":
         return { result: 0, child: (await space.fork()).id };
-      }
       case "exit":
         await space.exit();
         return DONE;
       default:
-        return await this.#onFile(o, this.#file(o.file));
+        return await this.#onFile(o, this.#files.get(o.file)!);
     }
-  }
-
-  #file(name: string): ProgramFile {
-    return asProgramFile(this.#files.get(name)!);
   }
 
   // ---- mappings -------------------------------------------------------------------------------------------------
@@ -131,7 +122,7 @@ export class LocalProcess implements ProgramProcess {
       fixed: flags.includes("noreplace") ? "noreplace" : true,
       prot: letters(o.prot),
       // MAP_SHARED_VALIDATE is MAP_SHARED for a file and refused for anonymous memory; without a type bit all is refused.
-      share: share === "shared_validate" && file ? "shared" : share,
+      share: (share === "shared_validate" && file ? "shared" : share) as "private" | "shared",
       ...(file ? { file, offset: bytesOf(o.offset, o.offsetBytes) } : {}),
       ...(has("populate") ? { populate: true } : {}),
       ...(has("locked") ? { locked: true } : {}),
@@ -142,7 +133,6 @@ export class LocalProcess implements ProgramProcess {
 
   async #mremap(o: Of<"mremap">): Promise<Outcome> {
     const space = this.#space;
-    if (!space.mremap) throw missing("mremap");
     const { flags = [] } = o;
     const address = await space.mremap(...rangeOf(o), bytesOf(o.newLen, o.newLenBytes), {
       mayMove: flags.includes("maymove"),
@@ -170,7 +160,6 @@ export class LocalProcess implements ProgramProcess {
     // What the accessed bits of which mappings are is one question here; the peak of the resident set is none.
     if (value < 1 || value > PEAK_RSS) throw new MmError("EINVAL", "clearRefs", "value must be from 1 to 5");
     if (value === PEAK_RSS) return DONE;
-    if (!this.#space.clearRefs) throw missing("clearRefs");
     await this.#space.clearRefs(value === SOFT_DIRTY ? "soft-dirty" : "referenced");
     return DONE;
   }
@@ -213,7 +202,7 @@ export class LocalProcess implements ProgramProcess {
 
   async #onFile(
     o: Of<"pwrite" | "pread" | "ftruncate" | "punch" | "allocate" | "fsync">,
-    file: ProgramFile,
+    file: MappedFile,
   ): Promise<Outcome> {
     switch (o.op) {
       case "pread": {
@@ -227,29 +216,23 @@ export class LocalProcess implements ProgramProcess {
         const word = new Uint8Array(4);
         new DataView(word.buffer).setUint32(0, o.value >>> 0, true);
         return await writing("-EBADF", async () => {
-          const bytes = await file.write(bytesOf(o.at, o.off), word);
-          return { result: typeof bytes === "number" ? bytes : word.length };
+          return { result: await file.write(bytesOf(o.at, o.off), word) };
         });
       }
-      case "ftruncate": {
-        if (!file.truncate) throw missing("truncate");
+      case "ftruncate":
         return await writing("-EINVAL", async () => {
-          await file.truncate!(bytesOf(o.len, o.lenBytes));
+          await file.truncate(bytesOf(o.len, o.lenBytes));
           return DONE;
         });
-      }
-      case "punch": {
-        if (!file.punchHole) throw missing("punchHole");
+      case "punch":
         return await writing("-EBADF", async () => {
-          await file.punchHole!(bytesOf(o.at, o.atBytes), bytesOf(o.len, o.lenBytes));
+          await file.punchHole(bytesOf(o.at, o.atBytes), bytesOf(o.len, o.lenBytes));
           return DONE;
         });
-      }
       case "allocate": {
-        if (!file.allocate) throw missing("allocate");
         const { keepSize = false } = o;
         return await writing("-EBADF", async () => {
-          await file.allocate!(bytesOf(o.at, o.atBytes), bytesOf(o.len, o.lenBytes), { keepSize });
+          await file.allocate(bytesOf(o.at, o.atBytes), bytesOf(o.len, o.lenBytes), { keepSize });
           return DONE;
         });
       }

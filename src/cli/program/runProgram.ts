@@ -198,7 +198,7 @@ class Run {
 
   async #performIn(name: string, operation: ProcessOperation, index: number): Promise<Outcome> {
     const process = this.#processes.get(name);
-    // A fork that this version could not do.
+    // A child whose fork failed.
     if (!process) return { result: "-ESRCH" };
     const { child, ...outcome } = await process.runner.perform(operation);
     if (child !== undefined && operation.op === "fork")

@@ -1,6 +1,5 @@
 /** The state at the end of a program: mappings, page tables, contents, files. */
-import { type AddressSpace, isMmError, type MappedFile } from "../../index.ts";
-import { asProgramFile, asProgramSpace, type DescribedPage, type ProgramSpace } from "./linux.ts";
+import { type AddressSpace, isMmError, type MappedFile, type PagemapEntry } from "../../index.ts";
 import { addressOf, clip, PAGE_BYTES } from "./window.ts";
 
 export interface ResultVma {
@@ -34,18 +33,16 @@ const FLAGS: readonly string[] = ["ac", "dc", "lf", "lo", "nr", "rr", "sr", "wf"
 /** And those that make no difference between mappings in `merged`. */
 const ACCOUNTING: readonly string[] = ["ac", "nr"];
 
-function pageCharacter(page: DescribedPage): string {
+function pageCharacter(page: PagemapEntry): string {
   if (page.guard) return "g";
-  if (page.swapped) return "s";
   if (!page.present) return ".";
   if (page.zero) return "z";
   if (page.file) return "f";
-  const once = page.mapcount === undefined ? page.exclusive : page.mapcount === 1;
-  return once ? "a" : "A";
+  return page.exclusive ? "a" : "A";
 }
 
 /** One character per page. */
-export const pagemapText = (pages: readonly DescribedPage[]): string => pages.map(pageCharacter).join("");
+export const pagemapText = (pages: readonly PagemapEntry[]): string => pages.map(pageCharacter).join("");
 
 /** 32-bit FNV-1a, 8 hex digits. */
 export function fnv1a(bytes: Uint8Array): string {
@@ -72,7 +69,7 @@ class PageBuffer {
 /** Names of the files that mappings show, by id: those of the program, and shared anonymous memory. */
 export type FileNames = ReadonlyMap<number, string>;
 
-function vmasOf(space: ProgramSpace, pages: number, names: FileNames): ResultVma[] {
+function vmasOf(space: AddressSpace, pages: number, names: FileNames): ResultVma[] {
   return space.vmas().flatMap((vma) => {
     const inside = clip(pages, vma.start, vma.end);
     if (!inside) return [];
@@ -83,7 +80,7 @@ function vmasOf(space: ProgramSpace, pages: number, names: FileNames): ResultVma
         perms: vma.prot + (vma.share === "shared" ? "s" : "p"),
         file: file ?? null,
         offset: file === undefined ? 0 : (vma.offset + addressOf(inside.start) - vma.start) / PAGE_BYTES,
-        flags: (vma.flags ?? []).filter((flag) => FLAGS.includes(flag)).toSorted(),
+        flags: vma.flags.filter((flag) => FLAGS.includes(flag)).toSorted(),
       },
     ];
   });
@@ -120,12 +117,7 @@ function addPage<T extends [number, number, ...string[]]>(
 }
 
 /** Reads every page that its mapping allows to be read. */
-export async function spaceState(
-  addressSpace: AddressSpace,
-  pages: number,
-  names: FileNames,
-): Promise<SpaceState> {
-  const space = asProgramSpace(addressSpace);
+export async function spaceState(space: AddressSpace, pages: number, names: FileNames): Promise<SpaceState> {
   const vmas = vmasOf(space, pages, names);
   const ptes = pagemapText(space.pagemap(addressOf(0), pages * PAGE_BYTES));
   const contents: Content[] = [];
@@ -145,7 +137,7 @@ export async function spaceState(
 }
 
 /** Returns the signal where the page cannot be read. */
-async function readPage(space: ProgramSpace, page: number, buffer: PageBuffer): Promise<string | undefined> {
+async function readPage(space: AddressSpace, page: number, buffer: PageBuffer): Promise<string | undefined> {
   try {
     await space.read(addressOf(page), buffer.bytes);
     return undefined;
@@ -156,8 +148,7 @@ async function readPage(space: ProgramSpace, page: number, buffer: PageBuffer): 
 }
 
 /** Reads a whole file; what lies behind its end in the last page is zero. */
-export async function fileState(mapped: MappedFile): Promise<FileState> {
-  const file = asProgramFile(mapped);
+export async function fileState(file: MappedFile): Promise<FileState> {
   const { size } = file;
   const contents: Content[] = [];
   const buffer = new PageBuffer();
@@ -170,9 +161,6 @@ export async function fileState(mapped: MappedFile): Promise<FileState> {
 }
 
 /** Id of the file that is mapped at an address. */
-export function fileAt(addressSpace: AddressSpace, address: number): number | undefined {
-  const vma = asProgramSpace(addressSpace)
-    .vmas()
-    .find(({ start, end }) => start <= address && address < end);
-  return vma?.file;
+export function fileAt(space: AddressSpace, address: number): number | undefined {
+  return space.vmas().find(({ start, end }) => start <= address && address < end)?.file;
 }
