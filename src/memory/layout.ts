@@ -52,6 +52,7 @@ export const PG_ANON = 0x10; //      private to one space
 export const PG_RESERVED = 0x20; //  the zero page: never freed, never written
 export const PG_ERROR = 0x40; //     the backing could not deliver or take it
 export const PG_LAZYFREE = 0x80; //  anonymous, and given up by madvise free unless it is written again
+export const PG_BATCHED = 0x400; //  anonymous, with an index that says in which batch: see mm/batches.ts
 export const PG_RECLAIM = 0x100; //  reclaim has unmapped it, and it is free once it is written back
 export const PG_UNUSED = 0x200; //   allocated ahead, and not read or written since: not in core yet for mincore and fault-around
 export const PG_LOCK_SHIFT = 24;

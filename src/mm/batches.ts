@@ -1,22 +1,65 @@
 /**
- * When Linux may take a page that was shared by fork for its own again: it collects pages that madvise free gave up in a
- * batch, which holds a reference to each until it is emptied. Till then such a page is copied, though nobody else has it.
+ * When Linux may take a page that was shared by fork for its own again: it collects some pages in batches, which hold a
+ * reference to each until they are emptied. Till then such a page is copied, though nobody else has it.
+ *
+ *   what goes in a batch                                    what empties it
+ *   a page that madvise free gives up                       madvise free, cold, pageout
+ *   a page that a locked mapping loses to unmapping         mlock, munlock, populating
+ *   or to copy-on-write                                     exit
  */
-import { PG_LAZYFREE } from "../memory/index.ts";
-import { MM_DRAINS } from "./layout.ts";
+import { PG_ANON, PG_BATCHED, PG_LAZYFREE, ZERO_PFN } from "../memory/index.ts";
+import { MM_DRAINS, VM_LOCKED } from "./layout.ts";
 import type { Mm } from "./mm.ts";
+import { isValid, pfnOfPte } from "./pte.ts";
+import { radixStretches } from "./radix.ts";
+import type { SpaceCore } from "./spaceCore.ts";
+import { findVma, firstVma, nextVma, vmaEnd, vmaFlags, vmaStart } from "./vma.ts";
 
 /** Linux: lru_add_drain(). */
 export function drainBatches(mm: Mm): void {
   Atomics.add(mm.agent.words, mm.header + MM_DRAINS, 1);
 }
 
-const batchOf = (mm: Mm): number => Atomics.load(mm.agent.words, mm.header + MM_DRAINS);
+const currentOf = (mm: Mm): number => Atomics.load(mm.agent.words, mm.header + MM_DRAINS);
 
-/** Puts a mapped anonymous page into the batch, for good: its frame's index says which one it was. */
+/** Puts a mapped anonymous page in the batch. */
+function batch(mm: Mm, pfn: number): void {
+  mm.frames.setMapping(pfn, 0, currentOf(mm));
+  mm.frames.setFlags(pfn, PG_BATCHED);
+}
+
+/** Marks a mapped anonymous page as given up by madvise free. */
 export function batchFreed(mm: Mm, pfn: number): void {
-  if ((mm.frames.setFlags(pfn, PG_LAZYFREE) & PG_LAZYFREE) === 0) mm.frames.setMapping(pfn, 0, batchOf(mm));
+  if ((mm.frames.setFlags(pfn, PG_LAZYFREE) & PG_LAZYFREE) === 0) batch(mm, pfn);
+}
+
+/** Notes which pages locked mappings of `[start, end)` (bytes) are about to lose. Preconditions: mmapLock. */
+export function batchLocked(space: SpaceCore, start: number, end: number): void {
+  const { agent, mm } = space;
+  for (let vma = firstVma(space, start, end); vma !== 0; vma = nextVma(space, vma, start, end)) {
+    if ((vmaFlags(space, vma) & VM_LOCKED) === 0) continue;
+    const first = Math.max(start, vmaStart(space, vma)) / mm.pageSize;
+    const last = Math.min(end, vmaEnd(space, vma)) / mm.pageSize;
+    radixStretches(agent.words, space.pgd, first, last, (entry, _vpn, count) => {
+      for (let k = 0; k < count; k++) batchEntry(mm, Atomics.load(agent.words, entry + k));
+    });
+  }
+}
+
+function batchEntry(mm: Mm, pte: number): void {
+  const pfn = pfnOfPte(pte);
+  if (!isValid(pte) || pfn === ZERO_PFN || (mm.frames.flags(pfn) & PG_ANON) === 0) return;
+  // Else it is gone with the mapping.
+  if (mm.frames.mapcount(pfn) > 1) batch(mm, pfn);
+}
+
+/** Notes that copy-on-write takes a page from the mapping at a virtual page. Preconditions: mmapLock; still mapped. */
+export function batchReplaced(space: SpaceCore, vpn: number, pfn: number): void {
+  const { mm } = space;
+  if ((mm.frames.flags(pfn) & PG_ANON) === 0 || mm.frames.mapcount(pfn) < 2) return;
+  const vma = findVma(space, vpn * mm.pageSize);
+  if (vma !== 0 && (vmaFlags(space, vma) & VM_LOCKED) !== 0) batch(mm, pfn);
 }
 
 export const isBatched = (mm: Mm, pfn: number): boolean =>
-  (mm.frames.flags(pfn) & PG_LAZYFREE) !== 0 && mm.frames.index(pfn) === batchOf(mm);
+  (mm.frames.flags(pfn) & PG_BATCHED) !== 0 && mm.frames.index(pfn) === currentOf(mm);

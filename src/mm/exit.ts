@@ -4,7 +4,7 @@ import { MmuNotifierEvent } from "../notifier/index.ts";
 import { type Op, start } from "../sched/index.ts";
 import { LockRank, lockWriteOp, unlockWrite } from "../sync/index.ts";
 import { ADDRESS_END } from "../units.ts";
-import { drainBatches } from "./batches.ts";
+import { batchLocked, drainBatches } from "./batches.ts";
 import { unuseFile } from "./files.ts";
 import { type File, SP_MMAP_LOCK, SP_STATE, SPACE_EXITED, SPACE_EXITING, SPACE_LIVE } from "./layout.ts";
 import { freeIfUnused } from "./lifetime.ts";
@@ -53,6 +53,7 @@ function* finishExitOp(space: SpaceCore): Op<void> {
   try {
     const vmas = allVmas(space);
     drainBatches(mm);
+    batchLocked(space, 0, LAST_VPN * mm.pageSize);
     if (vmas.length > 0) {
       const range = yield* openOp(space, 0, ADDRESS_END, MmuNotifierEvent.Unmap, true);
       try {

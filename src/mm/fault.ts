@@ -44,7 +44,7 @@ import {
   type Vma,
 } from "./layout.ts";
 import { prepareAnon } from "./anonVma.ts";
-import { isBatched } from "./batches.ts";
+import { batchReplaced, isBatched } from "./batches.ts";
 import { unuseFile, useFile } from "./files.ts";
 import { unuseSpace, useSpace } from "./lifetime.ts";
 import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
@@ -400,7 +400,7 @@ function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
 const needsCopy = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
 
 /** Fills a fresh frame and puts it in the place of the one that a busy entry had. */
-function installCopy(space: SpaceCore, entry: Pte, old: number, fresh: number): void {
+function installCopy(space: SpaceCore, vpn: number, entry: Pte, old: number, fresh: number): void {
   const { agent, mm } = space;
   const { frames } = mm;
   if (old === ZERO_PFN) frames.zeroFrame(fresh);
@@ -409,6 +409,7 @@ function installCopy(space: SpaceCore, entry: Pte, old: number, fresh: number): 
   Atomics.store(agent.words, entry, makePte(fresh, NEW_ANON));
   wakeQueue(agent.words, space.slot + SP_FAULTQ);
   if (old !== ZERO_PFN) {
+    batchReplaced(space, vpn, old);
     frames.addMapcount(old, -1);
     frames.put(old);
   }
@@ -437,7 +438,7 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
   else if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) === pte) {
     if (markRange(space, vpn, vpn + 1).length === 0) {
       mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-      installCopy(space, entry, pfnOfPte(pte), fresh);
+      installCopy(space, vpn, entry, pfnOfPte(pte), fresh);
       endRange(c);
       return FAULT_DONE;
     }
@@ -477,7 +478,7 @@ function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
       const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
       if (taken.entries.length === 0) return FAULT_DONE; // somebody else did it: the access tries again
       used = true;
-      installCopy(space, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
+      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
       return FAULT_DONE;
     } finally {
       endOpenRange(c, range);

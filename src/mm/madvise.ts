@@ -159,7 +159,6 @@ function* dontneedOp(space: SpaceCore, part: Part, name: AdviceName): Op<void> {
 /** Drops the pages of a part, whose mapping stays. */
 function* clearPartOp(space: SpaceCore, part: Part): Op<void> {
   const { pageSize } = space.mm;
-  drainBatches(space.mm);
   const range = yield* openOp(space, part.start, part.end, MmuNotifierEvent.Clear);
   try {
     dropTaken(space, yield* takeRangeOp(space, part.start / pageSize, part.end / pageSize));

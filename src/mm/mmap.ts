@@ -1,6 +1,6 @@
 /** mmap and munmap. Linux: mm/mmap.c, mm/vma.c. */
 import { MmError } from "../errors.ts";
-import { drainBatches } from "./batches.ts";
+import { batchLocked } from "./batches.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { checkLive } from "./fault.ts";
@@ -167,7 +167,7 @@ export function* munmapOp(space: SpaceCore, address: number, length: number): Op
 export function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op<File[]> {
   const { pageSize } = space.mm;
   if (firstVma(space, start, end) === 0) return [];
-  drainBatches(space.mm);
+  batchLocked(space, start, end);
   const spares = reserveCuts(space, "munmap", start, end);
   try {
     const range = yield* openOp(space, start, end, MmuNotifierEvent.Unmap);

@@ -1,6 +1,7 @@
 /** Bringing pages in ahead of use: populate(), MAP_POPULATE, mlock. Linux: mm/gup.c, populate_vma_page_range(). */
 import { isMmError, MmError } from "../errors.ts";
 import type { Op } from "../sched/index.ts";
+import { drainBatches } from "./batches.ts";
 import { faultOp } from "./fault.ts";
 import { VM_LOCKONFAULT, VM_PROT, VM_SHARED, VM_WRITE } from "./layout.ts";
 import { usingOp } from "./lifetime.ts";
@@ -63,6 +64,8 @@ export function* populateMappingOp(space: SpaceCore, start: number, end: number)
   } catch (error) {
     if (!isMmError(error) || error.code === "ESRCH") throw error;
     return error;
+  } finally {
+    drainBatches(space.mm);
   }
   return undefined;
 }

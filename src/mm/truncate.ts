@@ -20,7 +20,6 @@ import {
   unlockMutex,
   unlockRead,
 } from "../sync/index.ts";
-import { drainBatches } from "./batches.ts";
 import { BACKING_MEMORY, FL_MUTEX, FL_SIZE, SP_MMAP_LOCK } from "./layout.ts";
 import { Pieces, truncateBackingOp, writeLockedOp } from "./fileIo.ts";
 import { type FileCore, mappingsOf, tryGetPage } from "./pageCache.ts";
@@ -88,7 +87,6 @@ const mapsFile =
 function* unmapFileOp(file: FileCore, first: number, end: number, copies: boolean): Op<void> {
   const { mm } = file;
   const mappings = mappingsOf(file, first, end - first);
-  if (mappings.length > 0) drainBatches(mm);
   try {
     for (const { space: slot, vpn, pages } of mappings) {
       const space = mm.spaceAt(slot);
