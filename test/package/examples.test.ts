@@ -3,8 +3,8 @@ import { execFile } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
 import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { join } from "node:path";
+import { beforeAll, describe, expect, test } from "vitest";
 import { ROOT } from "../lib/sources.ts";
 
 interface Ended {
@@ -39,7 +39,7 @@ beforeAll(async () => {
 });
 
 test("there are examples", () => {
-  expect(examples).toContain("stale-cache");
+  expect(examples).toEqual(expect.arrayContaining(["snapshot", "stale-cache"]));
 });
 
 describe.each(examples)("%s", (name) => {
@@ -61,6 +61,22 @@ describe.each(examples)("%s", (name) => {
     }
   });
 });
+
+/** A copy of the examples in which `line` of a file reads otherwise, run in a project that has the package. */
+async function runChanged(name: string, file: string, line: string, other: string): Promise<Ended> {
+  const project = await mkdtemp(join(tmpdir(), "bifolio-examples-"));
+  try {
+    await mkdir(join(project, "node_modules"));
+    await symlink(ROOT, join(project, "node_modules", "bifolio"), "junction");
+    await cp(join(ROOT, "examples"), join(project, "examples"), { recursive: true });
+    const source = await readExample(`${name}/${file}`);
+    expect(source.split(line)).toHaveLength(2);
+    await writeFile(join(project, "examples", name, file), source.replace(line, other));
+    return await run(scriptOf(name), project);
+  } finally {
+    await rm(project, { recursive: true, force: true });
+  }
+}
 
 describe("stale-cache", () => {
   /** Stale reads and entries of the last lines, by cache. */
@@ -96,29 +112,29 @@ describe("stale-cache", () => {
     expect(side("+")).toBe(await codeOf("right.mjs"));
   });
 
-  describe("a copy with a line taken out of right.mjs", () => {
-    let project = "";
+  test.each([["interval.setSeq(curSeq);"], ["if (interval.readRetry(seq)) return get(key);"]])(
+    "without %s in right.mjs: stale values, and the command fails",
+    async (line) => {
+      const { code, stdout } = await runChanged("stale-cache", "right.mjs", line, "");
+      expect(code).toBe(1);
+      expect(staleOf(stdout)["right"]!.reads).toBeGreaterThan(0);
+    },
+  );
+});
 
-    beforeAll(async () => {
-      project = await mkdtemp(join(tmpdir(), "bifolio-examples-"));
-      await mkdir(join(project, "node_modules"));
-      await symlink(ROOT, join(project, "node_modules", "bifolio"), "junction");
-    });
+describe("snapshot", () => {
+  const half = "sums.snapshot += await sumOf(snapshot,";
 
-    afterAll(() => rm(project, { recursive: true, force: true }));
+  test("sums over the live space are wrong, over a snapshot never", () => {
+    const { stdout } = outcomes.get("snapshot")!;
+    expect(stdout).toMatch(/^live: +10 of 10 sums are wrong$/m);
+    expect(stdout).toMatch(/^snapshot: +0 of 10 sums are wrong$/m);
+  });
 
-    test.each([["interval.setSeq(curSeq);"], ["if (interval.readRetry(seq)) return get(key);"]])(
-      "%s: stale values, and the command fails",
-      async (line) => {
-        const script = join(project, scriptOf("stale-cache"));
-        await cp(join(ROOT, "examples"), join(project, "examples"), { recursive: true });
-        const right = await readExample("stale-cache/right.mjs");
-        expect(right.split(line)).toHaveLength(2);
-        await writeFile(join(dirname(script), "right.mjs"), right.replace(line, ""));
-        const { code, stdout } = await run(script, project);
-        expect(code).toBe(1);
-        expect(staleOf(stdout)["right"]!.reads).toBeGreaterThan(0);
-      },
-    );
+  test("with half of it read from the live space the command fails", async () => {
+    const changed = half.replace("(snapshot,", "(live,");
+    const { code, stdout } = await runChanged("snapshot", "auditor.mjs", half, changed);
+    expect(code).toBe(1);
+    expect(stdout).toMatch(/^snapshot: +10 of 10 sums are wrong$/m);
   });
 });

@@ -72,7 +72,10 @@ test("every relative link of the README and the documents leads to a file, and t
         .replace(/[^\w\- ]/g, "")
         .replaceAll(" ", "-"),
     );
-  for (const file of ["README.md", "docs/architecture.md", "docs/notifiers.md", "docs/linux-names.md"]) {
+  const documents = ["architecture", "conformance", "linux-names", "notifiers"].map(
+    (name) => `docs/${name}.md`,
+  );
+  for (const file of ["README.md", ...documents]) {
     const text = await readFile(join(ROOT, file), "utf8");
     const links = [...text.matchAll(/\]\(([^):]+)\)/g)].map((m) => m[1]!);
     for (const link of links) {
