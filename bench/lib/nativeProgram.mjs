@@ -6,12 +6,12 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 /** What a command said of its failure, in one line. */
-function complaint({ error, status, stderr }, command) {
+function complaint({ error, signal, status, stderr }, command) {
   if (error?.code === "ENOENT") return `${command} is not there`;
   const [line] = String(error?.message ?? stderr)
     .trim()
     .split("\n");
-  return line || `${command} ended with status ${status}`;
+  return line || `${command} ended with ${signal ?? `status ${status}`}`;
 }
 
 /** Returns { run(...args) }, which gives the program's output or throws, or { why } where there is no compiler. */

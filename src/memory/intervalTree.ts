@@ -247,9 +247,20 @@ function firstBelow(a: Arena, top: number, start: number, last: number): number 
   return 0;
 }
 
+/** No tree is deeper: an AVL tree of 2^31 nodes has 45 levels. Walked while it changes it may lead anywhere. */
+const MAX_DEPTH = 64;
+
+function tooDeep(): never {
+  throw new RangeError("interval tree: deeper than any can be");
+}
+
 function outermost(words: Int32Array, top: number, side: number): number {
   let n = top;
-  for (let next = child(words, n, side); next !== 0; next = child(words, n, side)) n = next;
+  let depth = 0;
+  for (let next = child(words, n, side); next !== 0; next = child(words, n, side)) {
+    if (++depth > MAX_DEPTH) tooDeep();
+    n = next;
+  }
   return n;
 }
 
@@ -258,7 +269,8 @@ function neighbour(words: Int32Array, node: number, side: number): number {
   if (inner !== 0) return outermost(words, inner, RIGHT_SIDE - side);
   let below = node;
   let n = load(words, node + IT_PARENT);
-  while (n !== 0 && child(words, n, side) === below) {
+  for (let depth = 1; n !== 0 && child(words, n, side) === below; depth++) {
+    if (depth > MAX_DEPTH) tooDeep();
     below = n;
     n = load(words, n + IT_PARENT);
   }

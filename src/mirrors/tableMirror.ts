@@ -14,7 +14,7 @@
  */
 import { isMmError, MmError } from "../errors.ts";
 import { hmmPfn, type RangeFault, rangeFault } from "../hmm/index.ts";
-import type { AddressSpace, PhysicalMemory } from "../mm/index.ts";
+import { type AddressSpace, type PhysicalMemory, presentPages } from "../mm/index.ts";
 import type { IntervalNotifier, MmuNotifierRange } from "../notifier/index.ts";
 
 export interface TableMirrorOptions {
@@ -189,9 +189,8 @@ export class TableMirror implements AsyncDisposable {
     if (seq === undefined) return false;
     const fill = this.#begin(page);
     // A fault that has to make room would fail after all, but only after it has told everybody that it was about to.
-    const resident = this.#space.mincore(this.#addressOf(page), fill.pages * this.pageSize).indexOf(0);
-    if (resident >= 0) fill.pages = resident;
-    if (resident === 0) return false;
+    fill.pages = presentPages(this.#space, this.#addressOf(page) / this.pageSize, fill.pages);
+    if (fill.pages === 0) return false;
     try {
       rangeFault.try(this.#interval, this.#rangeOf(fill, seq));
     } catch (error) {

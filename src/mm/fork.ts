@@ -217,51 +217,73 @@ function copyEntries(space: SpaceCore, child: SpaceCore, heir: Heir): number {
     for (let k = 0; k < count; k++) {
       const pte = Atomics.load(w, entry + k);
       if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
-      if (isValid(pte) && !copyEntry(space, entry + k, to + k, pte)) lacking++;
+      if (isValid(pte) && !copyEntry(space, entry + k, to + k)) lacking++;
     }
   });
   return lacking;
 }
 
 /** False if it takes a frame and there is none. */
-function copyEntry(space: SpaceCore, entry: number, to: number, pte: number): boolean {
-  const { agent, mm } = space;
-  const { frames } = mm;
-  const w = agent.words;
+function copyEntry(space: SpaceCore, entry: number, to: number): boolean {
+  const { frames } = space.mm;
+  const w = space.agent.words;
+  const pte = Atomics.load(w, entry);
+  if (!isValid(pte)) return true;
   const pfn = pfnOfPte(pte);
   if (pfn === ZERO_PFN) {
     Atomics.store(w, to, pte & ~PTE_ACCESSED);
     return true;
   }
-  if ((frames.flags(pfn) & PG_ANON) === 0) {
-    copyFileEntry(space, to, pte, pfn);
-    return true;
+  // Under mmapLock an anonymous page stays where it is. One of a file may go, and its frame become another's, until we
+  // have a reference and have looked again.
+  if (!frames.tryGet(pfn)) return true;
+  if (Atomics.load(w, entry) !== pte) {
+    frames.put(pfn);
+    return copyEntry(space, entry, to);
   }
-  const pinned = frames.refcount(pfn) > frames.mapcount(pfn);
+  if ((frames.flags(pfn) & PG_ANON) !== 0) return copyAnonymousEntry(space, entry, to, pte);
+  copyFileEntry(space, entry, to, pfn);
+  return true;
+}
+
+/** Preconditions: a reference, which the child's entry takes, or which is given back. */
+function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: number): boolean {
+  const { frames } = space.mm;
+  const w = space.agent.words;
+  const pfn = pfnOfPte(pte);
+  const pinned = frames.refcount(pfn) > frames.mapcount(pfn) + 1;
   if (pinned) {
     const copy = frames.tryAlloc(false);
-    if (copy === 0) return false;
-    frames.copyFrame(copy, pfn);
-    frames.initMapped(copy, PG_ANON | PG_UPTODATE);
-    Atomics.store(w, to, makePte(copy, (pte & ~PTE_PFN & ~PTE_WRITE) | PTE_EXCLUSIVE));
-    return true;
+    if (copy !== 0) {
+      frames.copyFrame(copy, pfn);
+      frames.initMapped(copy, PG_ANON | PG_UPTODATE);
+      Atomics.store(w, to, makePte(copy, (pte & ~PTE_PFN & ~PTE_WRITE) | PTE_EXCLUSIVE));
+    }
+    frames.put(pfn);
+    return copy !== 0;
   }
-  frames.get(pfn);
   frames.addMapcount(pfn, 1);
   if ((pte & PTE_EXCLUSIVE) !== 0) Atomics.store(w, entry, pte & ~PTE_EXCLUSIVE);
   Atomics.store(w, to, pte & ~(PTE_EXCLUSIVE | PTE_WRITE | PTE_ACCESSED));
   return true;
 }
 
-/** Copies an entry that maps a page of a file, unless somebody has the page's lock: then a fault brings it. */
-function copyFileEntry(space: SpaceCore, to: number, pte: number, pfn: number): void {
+/**
+ * Copies an entry that maps a page of a file, unless somebody has the page's lock, as reclaim and write-back do, which
+ * change entries under it: then a fault brings it. Preconditions: a reference, as before.
+ */
+function copyFileEntry(space: SpaceCore, entry: number, to: number, pfn: number): void {
   const { frames, agent } = space.mm;
-  if (!frames.tryGet(pfn)) return;
   if (!frames.tryLockFolio(pfn)) {
     frames.put(pfn);
     return;
   }
-  frames.addMapcount(pfn, 1);
-  Atomics.store(agent.words, to, pte & ~PTE_ACCESSED);
+  const pte = Atomics.load(agent.words, entry);
+  const same = isValid(pte) && pfnOfPte(pte) === pfn;
+  if (same) {
+    frames.addMapcount(pfn, 1);
+    Atomics.store(agent.words, to, pte & ~PTE_ACCESSED);
+  }
   frames.unlockFolio(pfn);
+  if (!same) frames.put(pfn);
 }

@@ -29,4 +29,5 @@ export type { WaitResult } from "./waitWord.ts";
 export { faultOp } from "./fault.ts";
 export { usingOp } from "./lifetime.ts";
 export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
+export { presentPages } from "./pageTables.ts";
 export { radixFind } from "./radix.ts";

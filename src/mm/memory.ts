@@ -210,7 +210,11 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       const space = mm.spaces.get(slot as never);
       if (!space) return;
       space.flushOwn(from, to);
-      invalidateOwnSecondaryTlbs(space.notifiers.context, from * mm.pageSize, to * mm.pageSize);
+      // A space that has exited while this agent was idle may be gone, with its subscriptions.
+      mm.protect(space.slot);
+      const { live } = space;
+      if (live) invalidateOwnSecondaryTlbs(space.notifiers.context, from * mm.pageSize, to * mm.pageSize);
+      mm.unprotect();
     });
     agent.turnEnd.push(() => {
       for (const space of mm.activeSpaces) space.deactivate();

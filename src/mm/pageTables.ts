@@ -5,7 +5,9 @@
  * mapping, and mprotect tells nobody where there are none; so each entry of the top table can be marked as cold.
  */
 import { SP_COLD, SP_COLD_COUNT, type Pte } from "./layout.ts";
-import { radixEnsure, TOP_STRETCH } from "./radix.ts";
+import { unuseSpace, useSpace } from "./lifetime.ts";
+import { isValid } from "./pte.ts";
+import { radixEnsure, radixFind, TOP_STRETCH } from "./radix.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { firstVma } from "./vma.ts";
 
@@ -45,4 +47,19 @@ export function hasTables(space: SpaceCore, start: number, end: number): boolean
     if (!cold && Atomics.load(w, space.pgd + top) !== 0) return true;
   }
   return false;
+}
+
+/** How many of the pages from `vpn` on, `most` at most, are mapped one after the other. A hint; never waits. */
+export function presentPages(space: SpaceCore, vpn: number, most: number): number {
+  const w = space.agent.words;
+  useSpace(space, "mirror");
+  try {
+    for (let k = 0; k < most; k++) {
+      const entry = radixFind(w, space.pgd, vpn + k);
+      if (entry === 0 || !isValid(Atomics.load(w, entry))) return k;
+    }
+    return most;
+  } finally {
+    unuseSpace(space);
+  }
 }
