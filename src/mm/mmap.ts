@@ -81,40 +81,50 @@ export function* mmapOp(space: SpaceCore, m: MapRequest, file: FileCore | undefi
     (m.locked ? VM_LOCKED : 0);
   const own = file ?? (shared ? createMemoryFile(mm, length) : undefined);
   const unused: File[] = file || !own ? [] : [own.slot];
+  const kind = { flags, file: (own?.slot ?? 0) as File, pgoff: file ? pgoff : own ? 0 : -1, anon: 0 };
+  const readOnly = file !== undefined && !file.writable;
   let address = -1;
   try {
-    address = yield* writingOp(space, "mmap", function* () {
-      let at = hint;
-      if (m.fixed === "noreplace" && firstVma(space, at, at + length) !== 0) {
-        throw new MmError("EEXIST", "mmap", "something is mapped there", {
-          range: { start: at, end: at + length },
-        });
-      }
-      if (file && shared && (prot & VM_WRITE) !== 0 && !file.writable) {
-        throw new MmError(
-          "EACCES",
-          "mmap",
-          "the file was opened read-only; map it private, or open it with { writable: true }",
-        );
-      }
-      if (!fixed && (at === 0 || firstVma(space, at, at + length) !== 0)) at = findFree(space, length);
-      if (at < 0)
-        throw new MmError("ENOMEM", "mmap", `no free stretch of ${length} bytes in the address space`);
-      const kind = {
-        flags,
-        file: (own?.slot ?? 0) as File,
-        pgoff: file ? pgoff : own ? 0 : at / pageSize,
-        anon: 0,
-      };
-      yield* enterOp(space, kind, at, at + length, fixed, unused);
-      // As an int32 where it is one: arithmetic on it stays integer in the caller's loops.
-      return at === (at | 0) ? at | 0 : at;
-    });
+    address = yield* writingOp(space, "mmap", () =>
+      placeLockedOp(space, kind, hint, length, m.fixed ?? false, readOnly, unused),
+    );
   } finally {
     for (const slot of unused) unuseFile(mm, slot);
   }
   if (m.populate || m.locked) yield* populateMappingOp(space, address, address + length);
   return address;
+}
+
+/** Finds a place and makes the mapping there. `kind.pgoff` -1: anonymous, counted from the place. Preconditions: mmapLock for writing. */
+function* placeLockedOp(
+  space: SpaceCore,
+  kind: VmaKind,
+  hint: number,
+  length: number,
+  fixed: boolean | "noreplace",
+  readOnly: boolean,
+  unused: File[],
+): Op<number> {
+  const taken = hint !== 0 && firstVma(space, hint, hint + length) !== 0;
+  if (fixed === "noreplace" && taken) {
+    throw new MmError("EEXIST", "mmap", "something is mapped there", {
+      range: { start: hint, end: hint + length },
+    });
+  }
+  if (readOnly && (kind.flags & (VM_SHARED | VM_WRITE)) === (VM_SHARED | VM_WRITE)) {
+    throw new MmError(
+      "EACCES",
+      "mmap",
+      "the file was opened read-only; map it private, or open it with { writable: true }",
+    );
+  }
+  const free = !fixed && (hint === 0 || taken);
+  const at = free ? findFree(space, length) : hint;
+  if (at < 0) throw new MmError("ENOMEM", "mmap", `no free stretch of ${length} bytes in the address space`);
+  const placed = kind.pgoff < 0 ? { ...kind, pgoff: at / space.mm.pageSize } : kind;
+  yield* enterOp(space, placed, at, at + length, fixed !== false, unused);
+  // As an int32 where it is one: arithmetic on it stays integer in the caller's loops.
+  return at === (at | 0) ? at | 0 : at;
 }
 
 function pageOffsetOf(offset: number, length: number, pageSize: number): number {

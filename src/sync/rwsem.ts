@@ -126,8 +126,23 @@ function dropWriter(agent: Agent, sem: number): void {
   wakeQueue(agent.words, sem + RW_QUEUE);
 }
 
+/** Takes the lock where nobody has it. */
+function tryLockWrite(agent: Agent, sem: number): boolean {
+  if (!claimWriter(agent, sem)) return false;
+  if (someReader(agent, sem) === 0) {
+    clearHandoff(agent, sem);
+    return true;
+  }
+  dropWriter(agent, sem);
+  return false;
+}
+
 export function* lockWriteOp(agent: Agent, sem: number, rank: LockRank, what: string): Op<void> {
   if (agent.debug) lockdepCheck(agent, rank);
+  if (agent.fastPaths && tryLockWrite(agent, sem)) {
+    if (agent.debug) lockdepAcquire(agent, rank);
+    return;
+  }
   if (!agent.fastPaths) yield { kind: "point", what };
   try {
     yield* waitOp(
