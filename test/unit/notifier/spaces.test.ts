@@ -49,6 +49,45 @@ describe("a change of an address space", () => {
     expect(recorder.take()).toEqual([eventOf("ProtectionVma", at(1), at(3))]);
   });
 
+  test("X13: fork tells the parent's notifiers; the child has none", async () => {
+    const { raw } = await makeRig();
+    raw.sync.mmap(mapping(0, 1));
+    raw.setUint8(BASE, 1);
+    const recorder = record(raw);
+    const child = raw.sync.fork();
+    expect(child.notifiers.any).toBe(false);
+    expect(recorder.take()).toEqual([eventOf("ProtectionPage", BASE, at(1))]);
+    child.setUint8(BASE, 2);
+    child.sync.munmap(BASE, PAGE);
+    child.sync.exit();
+    expect(recorder.take()).toEqual([]);
+  });
+
+  test("X16: fork raises ProtectionPage over each private mapping that has pages of its own, and over no other", async () => {
+    const { raw } = await makeRig();
+    raw.sync.mmap(mapping(0, 4));
+    raw.sync.mmap(mapping(6, 2, { share: "shared" }));
+    raw.sync.mmap(mapping(10, 2));
+    for (const page of [1, 6]) raw.setUint8(at(page), 1);
+    raw.getUint8(at(10)); // the zero page is nobody's own
+    const recorder = record(raw);
+    raw.sync.fork().sync.exit();
+    expect(recorder.take()).toEqual([eventOf("ProtectionPage", BASE, at(4))]);
+    expect(recorder.open).toBe(0);
+  });
+
+  test("X17: a move raises Unmap for the source whose pages move, and again for its mapping; with dontUnmap once", async () => {
+    const { raw } = await makeRig();
+    raw.sync.mmap(mapping(0, 2));
+    raw.setUint8(BASE, 1);
+    const recorder = record(raw);
+    raw.sync.mremap(BASE, 2 * PAGE, 2 * PAGE, { mayMove: true, to: at(8) });
+    expect(recorder.take()).toEqual([eventOf("Unmap", BASE, at(2)), eventOf("Unmap", BASE, at(2))]);
+    raw.sync.mremap(at(8), 2 * PAGE, 2 * PAGE, { mayMove: true, to: BASE, dontUnmap: true });
+    expect(recorder.take()).toEqual([eventOf("Unmap", at(8), at(10))]);
+    expect(raw.getUint8(BASE)).toBe(1);
+  });
+
   test("that may not wait for a subscriber of another agent is EAGAIN, and leaves everything as it was", async () => {
     const memory = await makeMemory();
     const other = await attachTo(memory, false);
