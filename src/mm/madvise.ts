@@ -21,7 +21,7 @@ import type { Op } from "../sched/index.ts";
 import { type Advice, adviceName, type AdviceName } from "./advice.ts";
 import { prepareAnon } from "./anonVma.ts";
 import { batchFreed, drainBatches } from "./batches.ts";
-import { unuseFile, useFile } from "./files.ts";
+import { eachFilePartOp } from "./fileParts.ts";
 import {
   type File,
   VM_DONTCOPY,
@@ -50,7 +50,6 @@ import {
   openOp,
   type Part,
   readingOp,
-  readingPlainOp,
   setFlagsLocked,
   writingOp,
 } from "./ranges.ts";
@@ -296,37 +295,19 @@ function* dropFreedOp(space: SpaceCore, vpn: number, pfn: number): Op<void> {
 
 // ---- files ----------------------------------------------------------------------------------------------------------
 
-/** Does "willneed" and "remove" for the file behind each part, without mmapLock. */
+/** "willneed" and "remove". */
 function* filePartsOp(space: SpaceCore, start: number, end: number, name: "willneed" | "remove"): Op<void> {
-  const { mm } = space;
-  let hole = false;
-  for (let at = start; at < end;) {
-    const found = yield* readingPlainOp(space, "madvise", () => {
-      const part = firstPart(space, at, end);
-      if (!part) return undefined;
-      const flags = vmaFlags(space, part.vma);
-      const file = vmaFile(space, part.vma);
-      if (name === "remove") checkRemovable(space, part, file, flags);
-      if (file !== 0) useFile(mm, file);
-      return { part, file, index: fileIndexOf(space, part.vma, part.start / mm.pageSize) };
-    });
-    if (!found) {
-      hole = true;
-      break;
-    }
-    const { part, file, index } = found;
-    hole ||= part.start > at;
-    at = part.end;
-    if (file === 0) continue;
-    try {
-      const pages = (part.end - part.start) / mm.pageSize;
-      if (name === "remove") yield* punchHoleOp(fileAt(mm, file), index * mm.pageSize, part.end - part.start);
-      else yield* readAheadOp(fileAt(mm, file), index, pages);
-    } finally {
-      unuseFile(mm, file);
-    }
-  }
-  if (hole) throw notMapped("madvise", start, end);
+  const { pageSize } = space.mm;
+  const choose = (part: Part): File => {
+    const file = vmaFile(space, part.vma);
+    if (name === "remove") checkRemovable(space, part, file, vmaFlags(space, part.vma));
+    return file;
+  };
+  yield* eachFilePartOp(space, "madvise", start, end, choose, (file, index, pages) =>
+    name === "remove"
+      ? punchHoleOp(file, index * pageSize, pages * pageSize)
+      : readAheadOp(file, index, pages),
+  );
 }
 
 function checkRemovable(space: SpaceCore, part: Part, file: File, flags: number): void {
