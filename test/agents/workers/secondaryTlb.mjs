@@ -67,11 +67,14 @@ const roles = {
 
 if (role !== "counts") await space.notifiers.register(notifier);
 ready();
+let message;
 try {
   const result = (await roles[role]()) ?? {};
   if (role !== "counts") await space.notifiers.unregister(notifier);
-  parentPort.postMessage({ result: { flushes, ...result } });
+  message = { result: { flushes, ...result } };
 } catch (error) {
-  parentPort.postMessage({ error: String(error.stack) });
+  message = { error: String(error.stack) };
 }
 memory.detach();
+// Last: whoever gets it may terminate this thread, which must not hold a lock then.
+parentPort.postMessage(message);
