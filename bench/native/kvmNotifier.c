@@ -5,28 +5,11 @@
 //   kvmNotifier covering    its memory covers the page
 // Prints the figure; prints what failed to standard error, with exit status 1.
 #define _GNU_SOURCE
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
+#include "common.h"
 
 enum { PAGE = 4096, PAGES = 4096, CALLS = 20000, WARM_UP_CALLS = 2000 };
-
-static void fail(const char *what) {
-  perror(what);
-  exit(1);
-}
-
-static double now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1e9 + t.tv_nsec;
-}
 
 static char *map_memory(void) {
   size_t bytes = (size_t)PAGES * PAGE;
@@ -34,21 +17,6 @@ static char *map_memory(void) {
   if (memory == MAP_FAILED) fail("mmap");
   madvise(memory, bytes, MADV_NOHUGEPAGE);
   return memory;
-}
-
-// The machine lives as long as the process; it never runs.
-static void give_to_machine(char *memory) {
-  int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-  if (kvm < 0) fail("/dev/kvm");
-  int machine = ioctl(kvm, KVM_CREATE_VM, 0);
-  if (machine < 0) fail("KVM_CREATE_VM");
-  struct kvm_userspace_memory_region region = {
-      .slot = 0,
-      .guest_phys_addr = 0,
-      .memory_size = (uint64_t)PAGES * PAGE,
-      .userspace_addr = (uint64_t)(uintptr_t)memory,
-  };
-  if (ioctl(machine, KVM_SET_USER_MEMORY_REGION, &region) != 0) fail("KVM_SET_USER_MEMORY_REGION");
 }
 
 static void drop(char *page, int calls) {
@@ -61,8 +29,8 @@ int main(int argc, char **argv) {
   const char *what = argc > 1 ? argv[1] : "none";
   char *memory = map_memory();
   char *other = map_memory();
-  if (strcmp(what, "elsewhere") == 0) give_to_machine(other);
-  if (strcmp(what, "covering") == 0) give_to_machine(memory);
+  if (strcmp(what, "elsewhere") == 0) give_to_machine(other, (size_t)PAGES * PAGE);
+  if (strcmp(what, "covering") == 0) give_to_machine(memory, (size_t)PAGES * PAGE);
   char *page = memory + (size_t)PAGES / 2 * PAGE;
   page[PAGE] = 1; // a neighbour: the page tables above ours exist, as in a process at work
   drop(page, WARM_UP_CALLS);

@@ -10,35 +10,18 @@
 //              mix OPERATIONS      a list as lib/operationMix.mjs has it, the whole of it
 // Prints the figures on one line; prints what failed to standard error, with exit status 1.
 #define _GNU_SOURCE
-#include <fcntl.h>
-#include <linux/kvm.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+#include "common.h"
 
 enum { PAGE = 4096, PAGES = 8192, CALLS = 10000, LONG_CALLS = 200, WARM_UP_CALLS = 500 };
 enum { MIX_PAGES = 64, MIX_LIMIT = 256, MIX_ROUNDS = 100, MIX_WARM_UP_ROUNDS = 20 };
 
 static int covering;
-
-static void fail(const char *what) {
-  perror(what);
-  exit(1);
-}
-
-static double now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1e9 + t.tv_nsec;
-}
 
 static char *map_at(char *at, size_t bytes) {
   int fixed = at ? MAP_FIXED : 0;
@@ -47,27 +30,11 @@ static char *map_at(char *at, size_t bytes) {
   return memory;
 }
 
-// The machine lives as long as the process; it never runs.
-static void give_to_machine(char *memory, size_t bytes) {
-  if (!covering) return;
-  int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-  if (kvm < 0) fail("/dev/kvm");
-  int machine = ioctl(kvm, KVM_CREATE_VM, 0);
-  if (machine < 0) fail("KVM_CREATE_VM");
-  struct kvm_userspace_memory_region region = {
-      .slot = 0,
-      .guest_phys_addr = 0,
-      .memory_size = bytes,
-      .userspace_addr = (uint64_t)(uintptr_t)memory,
-  };
-  if (ioctl(machine, KVM_SET_USER_MEMORY_REGION, &region) != 0) fail("KVM_SET_USER_MEMORY_REGION");
-}
-
 // Private memory without huge pages, under the machine.
 static char *subject(size_t pages) {
   char *memory = map_at(NULL, pages * PAGE);
   if (madvise(memory, pages * PAGE, MADV_NOHUGEPAGE) != 0) fail("madvise");
-  give_to_machine(memory, pages * PAGE);
+  if (covering) give_to_machine(memory, pages * PAGE);
   return memory;
 }
 

@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { MIN_FRAMES } from "../memory/index.ts";
 import { CommandError, EXIT_FAILED, EXIT_OK, EXIT_USAGE } from "./commandError.ts";
+import { print } from "./print.ts";
 import { makeProgress } from "./progress.ts";
 import { formatBytes, formatReport, makeReport } from "./report.ts";
 import { run, RunFailed, type RunOptions, type RunResults } from "./run.ts";
@@ -58,7 +59,7 @@ export async function mirrorCommand(path: string | undefined, options: MirrorOpt
     subject.checkUnchanged();
     progress.end();
     const report = makeReport({ file, bytes, sha256, passes, peakRssBytes: peakRssBytes(), results });
-    await print(options.json ? JSON.stringify(report) : formatReport(report));
+    await print(`${options.json ? JSON.stringify(report) : formatReport(report)}\n`, "the report");
     return report.coherent ? EXIT_OK : EXIT_FAILED;
   } finally {
     progress.end();
@@ -99,15 +100,4 @@ function peakRssBytes(): number {
     // Not Linux.
   }
   return process.resourceUsage().maxRSS * 1024;
-}
-
-/** Resolves when it is written: the process exits right after. */
-async function print(text: string): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    // A reader that has gone away is an event too, which would end the process with a stack trace.
-    const failed = (error: Error): void =>
-      reject(new CommandError(`cannot print the report: ${error.message}`));
-    process.stdout.once("error", failed);
-    process.stdout.write(`${text}\n`, (error) => (error ? failed(error) : resolve()));
-  });
 }

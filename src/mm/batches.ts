@@ -28,29 +28,38 @@ function batch(mm: Mm, pfn: number): void {
   mm.frames.setFlags(pfn, PG_BATCHED);
 }
 
-/** Marks a mapped anonymous page as given up by madvise free. */
-export function batchFreed(mm: Mm, pfn: number): void {
-  if ((mm.frames.setFlags(pfn, PG_LAZYFREE) & PG_LAZYFREE) === 0) batch(mm, pfn);
+/** Calls `visit` with the frame of each entry of `[first, end)` (pages) that maps an anonymous page. */
+function eachAnonymous(space: SpaceCore, first: number, end: number, visit: (pfn: number) => void): void {
+  const { agent, mm } = space;
+  radixStretches(agent.words, space.pgd, first, end, (entry, _vpn, count) => {
+    for (let k = 0; k < count; k++) {
+      const pte = Atomics.load(agent.words, entry + k);
+      const pfn = pfnOfPte(pte);
+      if (isValid(pte) && pfn !== ZERO_PFN && (mm.frames.flags(pfn) & PG_ANON) !== 0) visit(pfn);
+    }
+  });
+}
+
+/** Marks the anonymous pages of `[first, end)` (pages) as given up by madvise free. Preconditions: mmapLock. */
+export function batchFreed(space: SpaceCore, first: number, end: number): void {
+  const { mm } = space;
+  eachAnonymous(space, first, end, (pfn) => {
+    if ((mm.frames.setFlags(pfn, PG_LAZYFREE) & PG_LAZYFREE) === 0) batch(mm, pfn);
+  });
 }
 
 /** Notes which pages locked mappings of `[start, end)` (bytes) are about to lose. Preconditions: mmapLock. */
 export function batchLocked(space: SpaceCore, start: number, end: number): void {
-  const { agent, mm } = space;
+  const { mm } = space;
   for (let vma = firstVma(space, start, end); vma !== 0; vma = nextVma(space, vma, start, end)) {
     if ((vmaFlags(space, vma) & VM_LOCKED) === 0) continue;
     const first = Math.max(start, vmaStart(space, vma)) / mm.pageSize;
     const last = Math.min(end, vmaEnd(space, vma)) / mm.pageSize;
-    radixStretches(agent.words, space.pgd, first, last, (entry, _vpn, count) => {
-      for (let k = 0; k < count; k++) batchEntry(mm, Atomics.load(agent.words, entry + k));
+    eachAnonymous(space, first, last, (pfn) => {
+      // Else it is gone with the mapping.
+      if (mm.frames.mapcount(pfn) > 1) batch(mm, pfn);
     });
   }
-}
-
-function batchEntry(mm: Mm, pte: number): void {
-  const pfn = pfnOfPte(pte);
-  if (!isValid(pte) || pfn === ZERO_PFN || (mm.frames.flags(pfn) & PG_ANON) === 0) return;
-  // Else it is gone with the mapping.
-  if (mm.frames.mapcount(pfn) > 1) batch(mm, pfn);
 }
 
 /** Notes that copy-on-write takes a page from the mapping at a virtual page. Preconditions: mmapLock; still mapped. */

@@ -3,11 +3,10 @@ import { MmError } from "../errors.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { ADDRESS_END } from "../units.ts";
-import { forgetAccesses } from "./madvise.ts";
 import { PTE_SOFT_DIRTY, PTE_WRITE } from "./pte.ts";
 import { close, openOp, readingPlainOp, writingOp } from "./ranges.ts";
 import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
-import { changeRangeOp } from "./zap.ts";
+import { changeRangeOp, forgetAccesses } from "./zap.ts";
 
 export type Refs = "referenced" | "soft-dirty";
 

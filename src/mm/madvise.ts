@@ -54,10 +54,9 @@ import {
   writingOp,
 } from "./ranges.ts";
 import { evictPageOp } from "./reclaim.ts";
-import { markTlbs } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile, vmaFlags } from "./vma.ts";
-import { changeRangeOp, clearGuards, dropTaken, takeRangeOp } from "./zap.ts";
+import { changeRangeOp, clearGuards, dropTaken, forgetAccesses, takeRangeOp } from "./zap.ts";
 
 /** What each advice about flags sets and clears. */
 const FLAGS: Partial<Record<AdviceName, { readonly set: number; readonly clear: number }>> = {
@@ -176,21 +175,10 @@ function* freeOp(space: SpaceCore, part: Part): Op<void> {
   try {
     const [first, end] = [part.start / pageSize, part.end / pageSize];
     yield* changeRangeOp(space, first, end, PTE_WRITE | PTE_DIRTY | PTE_ACCESSED, 0, false);
-    markLazyFree(space, first, end);
+    batchFreed(space, first, end);
   } finally {
     close(space, range);
   }
-}
-
-function markLazyFree(space: SpaceCore, first: number, end: number): void {
-  const { agent, mm } = space;
-  radixStretches(agent.words, space.pgd, first, end, (entry, _vpn, count) => {
-    for (let k = 0; k < count; k++) {
-      const pte = Atomics.load(agent.words, entry + k);
-      const pfn = pfnOfPte(pte);
-      if (isValid(pte) && pfn !== ZERO_PFN && (mm.frames.flags(pfn) & PG_ANON) !== 0) batchFreed(mm, pfn);
-    }
-  });
 }
 
 // ---- guards ---------------------------------------------------------------------------------------------------------
@@ -240,21 +228,6 @@ function age(space: SpaceCore, part: Part): void {
   refuseLocked(space, part);
   drainBatches(space.mm);
   forgetAccesses(space, part.start / space.mm.pageSize, part.end / space.mm.pageSize);
-}
-
-/** Clears the accessed bits of `[start, end)` (pages), in the TLBs when their agents come to it. Never waits. */
-export function forgetAccesses(space: SpaceCore, start: number, end: number): void {
-  const w = space.agent.words;
-  radixStretches(w, space.pgd, start, end, (entry, _vpn, count) => {
-    for (let k = 0; k < count; k++) {
-      for (let pte = Atomics.load(w, entry + k); isValid(pte) && (pte & PTE_ACCESSED) !== 0;) {
-        const seen = Atomics.compareExchange(w, entry + k, pte, pte & ~PTE_ACCESSED);
-        if (seen === pte) break;
-        pte = seen;
-      }
-    }
-  });
-  markTlbs(space, start, end);
 }
 
 /** Pages that only this mapping has go, if there is where to get them again. */

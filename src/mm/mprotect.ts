@@ -2,23 +2,14 @@
 import { MmError } from "../errors.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
-import {
-  VM_ACCOUNT,
-  VM_LOCKED,
-  VM_NORESERVE,
-  VM_PROT,
-  VM_SHARED,
-  VM_WRITE,
-  type Vma,
-  VMA_FLAGS,
-} from "./layout.ts";
+import { VM_ACCOUNT, VM_LOCKED, VM_NORESERVE, VM_PROT, VM_SHARED, VM_WRITE, type Vma } from "./layout.ts";
 import { fileAt } from "./pageCache.ts";
 import { populateMappingOp } from "./populate.ts";
 import { PTE_READ, PTE_WRITE } from "./pte.ts";
 import { hasTables } from "./pageTables.ts";
 import {
+  applyFlags,
   close,
-  cutAt,
   extentOf,
   notMapped,
   openOp,
@@ -28,7 +19,7 @@ import {
   writingOp,
 } from "./ranges.ts";
 import type { SpaceCore } from "./spaceCore.ts";
-import { changeVmas, findVma, freeVma, mergeVmas, vmaAnon, vmaEnd, vmaFile, vmaFlags } from "./vma.ts";
+import { findVma, freeVma, vmaAnon, vmaEnd, vmaFile, vmaFlags } from "./vma.ts";
 import { changeRangeOp } from "./zap.ts";
 
 /** As in Linux, vmas before a hole or a forbidden one are changed before it fails. */
@@ -85,18 +76,11 @@ function* protectVmaLockedOp(space: SpaceCore, vma: Vma, start: number, end: num
   }
   const next = accounted(space, vma, (old & ~VM_PROT) | prot);
   const spares = reserveCuts(space, "mprotect", start, end);
-  const apply = (): void =>
-    changeVmas(space, () => {
-      cutAt(space, start, spares);
-      cutAt(space, end, spares);
-      Atomics.store(space.agent.words, findVma(space, start) + VMA_FLAGS, next);
-      mergeVmas(space, start, end);
-    });
   try {
     const [first, last] = [start / mm.pageSize, end / mm.pageSize];
     // Where there is not even a table nobody has a translation, and Linux tells nobody.
     if (!hasTables(space, first, last)) {
-      apply();
+      applyFlags(space, start, end, next, spares);
       return;
     }
     const range = yield* openOp(space, start, end, MmuNotifierEvent.ProtectionVma);
@@ -104,7 +88,7 @@ function* protectVmaLockedOp(space: SpaceCore, vma: Vma, start: number, end: num
       const clear = ((prot & VM_WRITE) === 0 ? PTE_WRITE : 0) | (prot === 0 ? PTE_READ : 0);
       const set = prot === 0 ? 0 : PTE_READ;
       yield* changeRangeOp(space, first, last, clear, set, file !== 0);
-      apply();
+      applyFlags(space, start, end, next, spares);
     } finally {
       close(space, range);
     }

@@ -13,7 +13,6 @@
  * Lock order: mmapLock (write) > folio lock > file lock > heap.
  */
 import { MmError } from "../errors.ts";
-import { PG_ANON, ZERO_PFN } from "../memory/index.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import { type Op, wakeQueue } from "../sched/index.ts";
 import { unuseFile } from "./files.ts";
@@ -30,7 +29,8 @@ import {
 import type { Mm } from "./mm.ts";
 import { unmapLockedOp } from "./mmap.ts";
 import { populateMappingOp } from "./populate.ts";
-import { pfnOfPte, PTE_GUARD, PTE_SOFT_DIRTY, PTE_WRITE } from "./pte.ts";
+import { mapsFilePage } from "./pageCache.ts";
+import { PTE_GUARD, PTE_SOFT_DIRTY, PTE_WRITE } from "./pte.ts";
 import { INDEX_END, radixFind, radixRun, radixStretches } from "./radix.ts";
 import { ensureEntry } from "./pageTables.ts";
 import { close, extentOf, firstPart, openOp, type Part, writingOp } from "./ranges.ts";
@@ -292,9 +292,7 @@ function moveEntries(space: SpaceCore, taken: Changed, first: number, end: numbe
  * which the page is written; the next store tells of it.
  */
 function movedEntry(mm: Mm, pte: number): number {
-  const pfn = pfnOfPte(pte);
-  const file = pfn !== ZERO_PFN && (mm.frames.flags(pfn) & PG_ANON) === 0;
-  return (file ? pte & ~PTE_WRITE : pte) | PTE_SOFT_DIRTY;
+  return (mapsFilePage(mm, pte) ? pte & ~PTE_WRITE : pte) | PTE_SOFT_DIRTY;
 }
 
 /** The old mapping of dontUnmap: empty and not locked; without an anon_vma if nothing of it is left elsewhere. */

@@ -12,7 +12,17 @@
  *
  * Lock order: folio lock > file lock (spin, never held across a call out).
  */
-import { itFirst, itLast, itNext, itStart, PG_REFERENCED, PG_UNUSED, PG_UPTODATE } from "../memory/index.ts";
+import {
+  itFirst,
+  itLast,
+  itNext,
+  itStart,
+  PG_ANON,
+  PG_REFERENCED,
+  PG_UNUSED,
+  PG_UPTODATE,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { type Backing, openDescriptor } from "./backing.ts";
 import {
@@ -43,6 +53,7 @@ import {
   type Vma,
 } from "./layout.ts";
 import type { Mm } from "./mm.ts";
+import { pfnOfPte } from "./pte.ts";
 import { radixFind } from "./radix.ts";
 
 /** A file as the inner functions of the row see it. */
@@ -205,6 +216,12 @@ export function dropLockedPage(file: FileCore, index: number, pfn: number): void
   frames.setMapping(pfn, 0, 0);
   frames.unlockFolio(pfn);
   frames.put(pfn);
+}
+
+/** True for a valid entry that maps a page of a file: neither a private copy nor the zero page. */
+export function mapsFilePage(mm: Mm, pte: number): boolean {
+  const pfn = pfnOfPte(pte);
+  return pfn !== ZERO_PFN && (mm.frames.flags(pfn) & PG_ANON) === 0;
 }
 
 /** A page that was allocated ahead is one as any other from now on. */

@@ -242,7 +242,11 @@ export function setFlagsLocked(
   flags: number,
 ): void {
   if (vmaFlags(space, findVma(space, start)) === flags) return;
-  const spares = reserveCuts(space, operation, start, end);
+  applyFlags(space, start, end, flags, reserveCuts(space, operation, start, end));
+}
+
+/** As setFlagsLocked(), with records that reserveCuts() gave. Cannot fail. */
+export function applyFlags(space: SpaceCore, start: number, end: number, flags: number, spares: Vma[]): void {
   changeVmas(space, () => {
     cutAt(space, start, spares);
     cutAt(space, end, spares);

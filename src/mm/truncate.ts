@@ -8,7 +8,7 @@
  * Lock order: file mutex > mmapLock (read, one space at a time) > folio lock.
  */
 import { MmError } from "../errors.ts";
-import { PG_ANON, PG_DIRTY, PG_UNUSED, ZERO_PFN } from "../memory/index.ts";
+import { PG_DIRTY, PG_UNUSED } from "../memory/index.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import {
@@ -22,19 +22,18 @@ import {
 } from "../sync/index.ts";
 import { BACKING_MEMORY, FL_MUTEX, FL_SIZE, SP_MMAP_LOCK } from "./layout.ts";
 import { Pieces, truncateBackingOp, writeLockedOp } from "./fileIo.ts";
-import { type FileCore, mappingsOf, tryGetPage } from "./pageCache.ts";
+import { type FileCore, mappingsOf, mapsFilePage, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
-import { pfnOfPte } from "./pte.ts";
 import { INDEX_END } from "./radix.ts";
 import { close, firstPart, openOp } from "./ranges.ts";
 import { dropPagesOp } from "./removal.ts";
 import { releaseMappings } from "./rmap.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile } from "./vma.ts";
-import { dropTaken, takeRangeOp, type Wants } from "./zap.ts";
+import { dropTaken, takeRangeOp } from "./zap.ts";
 
 /** Runs `body` while nobody else changes the file's extent. */
-export function* resizingOp<T>(file: FileCore, body: () => Op<T>): Op<T> {
+function* resizingOp<T>(file: FileCore, body: () => Op<T>): Op<T> {
   const { agent } = file.mm;
   if (agent.debug) lockdepAcquire(agent, LockRank.fileMutex);
   try {
@@ -49,8 +48,18 @@ export function* resizingOp<T>(file: FileCore, body: () => Op<T>): Op<T> {
   }
 }
 
-function setSize(file: FileCore, size: number): void {
-  file.mm.agent.doubles[(file.slot + FL_SIZE) >> 1] = size;
+/** Runs `body` with the file `size` bytes long; if it fails, the file has the size it had. Preconditions: the file's mutex. */
+function* sizedOp(file: FileCore, size: number, body: () => Op<void>): Op<void> {
+  const { doubles } = file.mm.agent;
+  const at = (file.slot + FL_SIZE) >> 1;
+  const old = doubles[at]!;
+  doubles[at] = size;
+  try {
+    yield* body();
+  } catch (error) {
+    doubles[at] = old;
+    throw error;
+  }
 }
 
 function checkChange(file: FileCore, operation: string, what: string, ...bytes: number[]): void {
@@ -73,12 +82,6 @@ function checkResizable(file: FileCore, operation: string): void {
 }
 
 // ---- unmapping ------------------------------------------------------------------------------------------------------
-
-/** An entry that maps a page of a file: neither a private copy nor the zero page. */
-const mapsFile =
-  (file: FileCore): Wants =>
-  (pte) =>
-    pfnOfPte(pte) !== ZERO_PFN && (file.mm.frames.flags(pfnOfPte(pte)) & PG_ANON) === 0;
 
 /**
  * Unmaps pages `[first, end)` of a file everywhere, one CLEAR for each vma; private copies too with `copies`.
@@ -121,15 +124,21 @@ function* unmapPartsOp(
     if (vmaFile(space, part.vma) !== file.slot || fileIndexOf(space, part.vma, from) < first) continue;
     const range = yield* openOp(space, part.start, part.end, MmuNotifierEvent.Clear, true);
     try {
-      dropTaken(space, yield* takeRangeOp(space, from, at, copies ? undefined : mapsFile(file)));
+      dropTaken(
+        space,
+        yield* takeRangeOp(space, from, at, copies ? undefined : (pte) => mapsFilePage(file.mm, pte)),
+      );
     } finally {
       close(space, range);
     }
   }
 }
 
-/** Zeroes bytes `[from, to)` of one page, if the cache has it; it is read in first with `read`. */
-function* zeroOp(file: FileCore, from: number, to: number, read: boolean): Op<void> {
+/**
+ * Zeroes bytes `[from, to)` of one page, if the cache has it; it is read in first with `read`, and written back at once
+ * with `write`.
+ */
+function* zeroOp(file: FileCore, from: number, to: number, read: boolean, write = false): Op<void> {
   const { frames, pageSize } = file.mm;
   const index = Math.floor(from / pageSize);
   if (from >= to || index >= file.pages) return;
@@ -137,12 +146,22 @@ function* zeroOp(file: FileCore, from: number, to: number, read: boolean): Op<vo
   if (pfn === 0) return;
   try {
     yield* frames.lockFolioOp(pfn);
-    frames.bytesOf(pfn).fill(0, from - index * pageSize, to - index * pageSize);
-    frames.setFlags(pfn, PG_DIRTY);
-    frames.unlockFolio(pfn);
+    try {
+      frames.bytesOf(pfn).fill(0, from - index * pageSize, to - index * pageSize);
+      frames.setFlags(pfn, PG_DIRTY);
+      if (write) yield* writeLockedOp(file, onePiece(file, index, pfn));
+    } finally {
+      frames.unlockFolio(pfn);
+    }
   } finally {
     frames.put(pfn);
   }
+}
+
+function onePiece(file: FileCore, index: number, pfn: number): Pieces {
+  const pieces = new Pieces();
+  pieces.add(file, index, pfn);
+  return pieces;
 }
 
 // ---- the operations -------------------------------------------------------------------------------------------------
@@ -162,18 +181,15 @@ function* resizeOp(file: FileCore, size: number): Op<void> {
   const first = Math.ceil(size / pageSize);
   // Memory has nothing beyond its end. For a file on disk Linux makes sure each time.
   const walks = !memory || first < Math.ceil(old / pageSize);
-  setSize(file, size);
-  try {
+  const unmapOp = function* (): Op<void> {
     if (walks) yield* unmapFileOp(file, first, INDEX_END, true);
-  } catch (error) {
-    setSize(file, old);
-    throw error;
-  }
+  };
+  yield* sizedOp(file, size, unmapOp);
   if (size < old) {
     yield* dropPagesOp(file, first, INDEX_END);
     if (size < first * pageSize) yield* zeroOp(file, size, first * pageSize, false);
   }
-  if (walks) yield* unmapFileOp(file, first, INDEX_END, true);
+  yield* unmapOp();
   if (!memory) yield* truncateBackingOp(file);
 }
 
@@ -189,39 +205,21 @@ function checkExtent(file: FileCore, operation: string, offset: number, length: 
   checkWritable(file, operation);
 }
 
-function* punchOp(file: FileCore, start: number, end: number): Op<void> {
+function* punchOp(file: FileCore, from: number, to: number): Op<void> {
   const { pageSize } = file.mm;
-  const [first, last] = [Math.ceil(start / pageSize), Math.floor(end / pageSize)];
+  const [first, last] = [Math.ceil(from / pageSize), Math.floor(to / pageSize)];
   if (first < last) yield* unmapFileOp(file, first, last, false);
   const memory = file.kind === BACKING_MEMORY;
-  if (last < first) yield* zeroOp(file, start, end, !memory);
+  if (last < first) yield* zeroOp(file, from, to, !memory);
   else {
-    yield* zeroOp(file, start, first * pageSize, !memory);
-    yield* zeroOp(file, last * pageSize, end, !memory);
+    yield* zeroOp(file, from, first * pageSize, !memory);
+    yield* zeroOp(file, last * pageSize, to, !memory);
   }
   if (memory) yield* dropPagesOp(file, first, Math.max(first, last));
-  else if (first < last) yield* writeZerosOp(file, first, Math.min(last, file.pages));
-}
-
-/** Zeroes whole pages of a file that has a backing: backings have no holes. */
-function* writeZerosOp(file: FileCore, first: number, end: number): Op<void> {
-  const { frames, pageSize } = file.mm;
-  for (let k = first; k < end; k++) {
-    const pfn = yield* getPageOp(file, k, k * pageSize);
-    try {
-      yield* frames.lockFolioOp(pfn);
-      frames.bytesOf(pfn).fill(0);
-      frames.setFlags(pfn, PG_DIRTY);
-      const page = new Pieces();
-      page.add(file, k, pfn);
-      try {
-        yield* writeLockedOp(file, page);
-      } finally {
-        frames.unlockFolio(pfn);
-      }
-    } finally {
-      frames.put(pfn);
-    }
+  else {
+    // Written back at once: backings have no holes.
+    const end = Math.min(last, file.pages);
+    for (let k = first; k < end; k++) yield* zeroOp(file, k * pageSize, (k + 1) * pageSize, true, true);
   }
 }
 
@@ -229,24 +227,22 @@ function* writeZerosOp(file: FileCore, first: number, end: number): Op<void> {
 export function* allocateOp(file: FileCore, offset: number, length: number, keepSize: boolean): Op<void> {
   checkExtent(file, "allocate", offset, length);
   const { pageSize } = file.mm;
-  const memory = file.kind === BACKING_MEMORY;
+  const end = offset + length;
+  const allocate = function* (): Op<void> {
+    const last = Math.min(Math.ceil(end / pageSize), file.pages);
+    for (let k = Math.floor(offset / pageSize); k < last; k++) yield* allocatePageOp(file, k);
+  };
   yield* resizingOp(file, function* () {
-    const old = file.size;
-    const grows = !keepSize && offset + length > old;
-    if (grows) {
+    if (!keepSize && end > file.size) {
       checkResizable(file, "allocate");
-      setSize(file, offset + length);
-    }
-    try {
-      const end = Math.min(Math.ceil((offset + length) / pageSize), file.pages);
-      for (let k = Math.floor(offset / pageSize); memory && k < end; k++) yield* allocatePageOp(file, k);
-      if (grows && !memory) yield* truncateBackingOp(file);
-    } catch (error) {
-      setSize(file, old);
-      throw error;
-    }
+      yield* extendOp(file, end, allocate);
+    } else if (file.kind === BACKING_MEMORY) yield* allocate();
   });
 }
+
+/** Makes the file longer: its backing, or for memory what `inMemory` does. Preconditions: the file's mutex. */
+const extendOp = (file: FileCore, size: number, inMemory: () => Op<void>): Op<void> =>
+  sizedOp(file, size, file.kind === BACKING_MEMORY ? inMemory : () => truncateBackingOp(file));
 
 /** Brings a page of zeros in that stays, as one that was written. */
 function* allocatePageOp(file: FileCore, index: number): Op<void> {
@@ -262,14 +258,6 @@ export function* growOp(file: FileCore, size: number): Op<void> {
   checkChange(file, "write", "offset and length", size);
   checkResizable(file, "write");
   yield* resizingOp(file, function* () {
-    const old = file.size;
-    if (size <= old) return;
-    setSize(file, size);
-    try {
-      if (file.kind !== BACKING_MEMORY) yield* truncateBackingOp(file);
-    } catch (error) {
-      setSize(file, old);
-      throw error;
-    }
+    if (size > file.size) yield* extendOp(file, size, function* () {});
   });
 }

@@ -15,13 +15,14 @@ import {
   isBusy,
   isValid,
   pfnOfPte,
+  PTE_ACCESSED,
   PTE_DIRTY,
   PTE_EXCLUSIVE,
   PTE_GUARD,
   settleBusy,
 } from "./pte.ts";
 import { INDEX_END, radixStretches } from "./radix.ts";
-import { awaitAcksOp, markRange } from "./shootdown.ts";
+import { awaitAcksOp, markRange, markTlbs } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 
 /** Entries that were changed, and what they were. */
@@ -160,6 +161,12 @@ export function* changeRangeOp(
     restoreBits(space, changed, clear, set);
     throw error;
   }
+}
+
+/** Clears the accessed bits of `[start, end)` (pages), in the TLBs when their agents come to it. Never waits. */
+export function forgetAccesses(space: SpaceCore, start: number, end: number): void {
+  changeEntries(space, start, end, PTE_ACCESSED, 0, { entries: [], olds: [] }, undefined);
+  markTlbs(space, start, end);
 }
 
 /** True if an entry may have lost a bit. Adds what the changed entries were to `changed`, where that may matter. */

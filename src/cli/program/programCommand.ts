@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { CommandError, EXIT_OK, EXIT_USAGE } from "../commandError.ts";
-import { print } from "./print.ts";
+import { print } from "../print.ts";
 import { parseProgram, ProgramError } from "./parse.ts";
 import { ProgramFailure, runProgram } from "./runProgram.ts";
 

@@ -1,5 +1,5 @@
 /** Standard output. */
-import { CommandError } from "../commandError.ts";
+import { CommandError } from "./commandError.ts";
 
 /** Resolves when it is written: the process exits right after. `what` it is, for the sentence where that fails. */
 export async function print(text: string, what: string): Promise<void> {
