@@ -149,11 +149,14 @@ describe("the end before the end", () => {
     const changing = join(folder, "changing.bin");
     writeFileSync(changing, Buffer.alloc(BYTES, 1));
     const running = start(["mirror", changing, "--budget", "1MiB", "--passes", "40"]);
-    await aWhile();
+    // When it opens the file nobody outside can see: change it again and again, so that one change comes after that.
     const fd = openSync(changing, "r+");
-    writeSync(fd, Buffer.alloc(1, 2), 0, 1, 3 * MIB);
+    let value = 0;
+    const changes = setInterval(() => writeSync(fd, Buffer.alloc(1, ++value), 0, 1, 3 * MIB), 50);
+    const ended = await running.ended;
+    clearInterval(changes);
     closeSync(fd);
-    const { code, stdout, stderr } = await running.ended;
+    const { code, stdout, stderr } = ended;
     expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
     expect(stderr).toMatch(/^bifolio: [^\n]*changing.bin changed while it was mirrored[^\n]*\n$/);
   });
