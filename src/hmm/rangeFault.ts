@@ -13,7 +13,7 @@ import {
   pfnOfPte,
   PTE_READ,
   PTE_WRITE,
-  radixFind,
+  loadPte,
   usingOp,
 } from "../mm/index.ts";
 import type { IntervalNotifier } from "../notifier/index.ts";
@@ -74,13 +74,11 @@ export function* rangeFaultOp(interval: IntervalNotifier, range: RangeFault): Op
 function* fillOp(interval: IntervalNotifier, range: RangeFault, pages: number): Op<void> {
   const { space, seq, start, length, entries, memory } = range;
   const write = range.access === "rw";
-  const w = space.agent.words;
   const first = start / memory.pageSize;
   const needed = write ? PTE_READ | PTE_WRITE : PTE_READ;
   for (let k = 0; k < pages;) {
     if (interval.checkRetry(seq)) throw busy(start, length);
-    const at = radixFind(w, space.pgd, first + k);
-    const pte = at === 0 ? 0 : Atomics.load(w, at);
+    const pte = loadPte(space, first + k);
     if (!isValid(pte) || (pte & needed) !== needed) {
       yield* faultOp(space, first + k, write);
       continue;

@@ -244,9 +244,11 @@ export class Frames {
     for (let k = 0; k < this.#groups; k++) {
       const group = (start + k) % this.#groups;
       if (Atomics.load(w, this.#freeBits + group) === 0) continue;
-      if (!this.#preferredByOther(group)) return group;
       others = group;
+      if (!this.#preferredByOther(group)) break;
     }
+    // The groups up to here are full: who comes next need not look at them again.
+    if (others >= 0) w[this.header + MEM_FREE_HINT] = others;
     return others;
   }
 
@@ -367,6 +369,24 @@ export class Frames {
     if (n >= 0) return n;
     this.put(pfn + ~n);
     return ~n;
+  }
+
+  /**
+   * Copies `count` page-table words from word `from` to word `to`, with a reference and a mapping more for each frame; valid
+   * words keep only the bits `keep` in both places. Returns the OR of the others. Preconditions: nobody else changes them.
+   */
+  shareEntries(from: number, to: number, count: number, keep: number, shift: number): number {
+    const folio = this.folioAt(0);
+    return this.kernels.shareRange(
+      from * WORD_BYTES,
+      to * WORD_BYTES,
+      count,
+      keep,
+      (folio + FOLIO_REFCOUNT) * WORD_BYTES,
+      (folio + FOLIO_MAPCOUNT) * WORD_BYTES,
+      FOLIO_WORDS * WORD_BYTES,
+      shift,
+    );
   }
 
   /** Gives a reference to each of `pages` frames back. */

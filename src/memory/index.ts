@@ -44,4 +44,12 @@ export {
   ZERO_PFN,
 } from "./layout.ts";
 export { instantiateKernels, type Kernels, type MemoryHandle, plainKernels } from "./segments.ts";
-export { allocWords, checkHeap, freeWords, HEAP_PAGE_WORDS, heapFreeWords, heapUsedWords } from "./slab.ts";
+export {
+  allocWords,
+  blockNote,
+  checkHeap,
+  freeWords,
+  HEAP_PAGE_WORDS,
+  heapFreeWords,
+  heapUsedWords,
+} from "./slab.ts";

@@ -127,4 +127,38 @@
         (local.set $ref (i32.add (local.get $ref) (local.get $stride)))
         (br $word)))
     (local.get $n))
+
+  ;; shareRange(src, dst, count, keep, ref, map, stride, shift) -> OR of all words of src that are not valid.
+  ;; Copies page-table words: a valid one loses, in both places, all bits but `keep`, and the two counters of the frame
+  ;; n = word >>> shift, at ref + n * stride and map + n * stride, grow by one, frame 0 excepted; other words are copied as
+  ;; they are. Preconditions: nobody else changes the words of src, and nobody can find dst yet.
+  (func (export "shareRange")
+    (param $src i32) (param $dst i32) (param $count i32) (param $keep i32)
+    (param $ref i32) (param $map i32) (param $stride i32) (param $shift i32) (result i32)
+    (local $others i32)
+    (local $word i32)
+    (local $frame i32)
+    (block $done
+      (br_if $done (i32.eqz (local.get $count)))
+      (loop $next
+        (local.set $word (i32.atomic.load (local.get $src)))
+        (if (i32.and (local.get $word) (i32.const 1))
+          (then
+            (local.set $frame
+              (i32.mul (i32.shr_u (local.get $word) (local.get $shift)) (local.get $stride)))
+            (if (local.get $frame)
+              (then
+                (drop (i32.atomic.rmw.add (i32.add (local.get $ref) (local.get $frame)) (i32.const 1)))
+                (drop (i32.atomic.rmw.add (i32.add (local.get $map) (local.get $frame)) (i32.const 1)))))
+            (if (i32.and (local.get $word) (i32.xor (local.get $keep) (i32.const -1)))
+              (then
+                (local.set $word (i32.and (local.get $word) (local.get $keep)))
+                (i32.atomic.store (local.get $src) (local.get $word)))))
+          (else (local.set $others (i32.or (local.get $others) (local.get $word)))))
+        (i32.store (local.get $dst) (local.get $word))
+        (local.set $src (i32.add (local.get $src) (i32.const 4)))
+        (local.set $dst (i32.add (local.get $dst) (i32.const 4)))
+        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+        (br_if $next (local.get $count))))
+    (local.get $others))
 )

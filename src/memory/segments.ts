@@ -42,6 +42,21 @@ export interface Kernels {
   ): number;
   /** Takes one from each of `count` counters, up to one that runs out. Returns how many; as ~n if the last ran out. */
   putRange(ref: number, count: number, stride: number): number;
+  /**
+   * Copies `count` page-table words from byte `src` to `dst`. A valid one loses, in both places, all bits but `keep`, and
+   * the counters of its frame n = `word >>> shift`, at `ref + n * stride` and `map + n * stride`, grow by one, those of
+   * frame 0 excepted. Returns the OR of the words that are not valid. Preconditions: nobody else changes them.
+   */
+  shareRange(
+    src: number,
+    dst: number,
+    count: number,
+    keep: number,
+    ref: number,
+    map: number,
+    stride: number,
+    shift: number,
+  ): number;
 }
 
 export function allocateSegment(bytes: number): WebAssembly.Memory {
@@ -132,6 +147,24 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
         if (Atomics.sub(words, (ref + n * stride) >>> 2, 1) <= 1) return ~(n + 1);
       }
       return count;
+    },
+    shareRange: (src, dst, count, keep, ref, map, stride, shift) => {
+      let others = 0;
+      for (let k = 0; k < count; k++) {
+        let word = Atomics.load(words, (src >>> 2) + k);
+        if ((word & 1) === 0) others |= word;
+        else {
+          const frame = (word >>> shift) * stride;
+          if (frame !== 0) {
+            Atomics.add(words, (ref + frame) >>> 2, 1);
+            Atomics.add(words, (map + frame) >>> 2, 1);
+          }
+          word &= keep;
+          Atomics.store(words, (src >>> 2) + k, word);
+        }
+        words[(dst >>> 2) + k] = word;
+      }
+      return others;
     },
   };
 }

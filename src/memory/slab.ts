@@ -60,6 +60,7 @@ export const PAGE_PREV = 3; //     L  previous entry, 0 = first
 export const PAGE_CLASS = 4; //    L  size class of a slab page
 export const PAGE_IN_USE = 5; //   L  records handed out
 export const PAGE_TOUCHED = 6; //  L  records below may hold old data, records from here on are still zero
+export const PAGE_NOTE = 7; //     A  a word of whoever has the block of whole pages that begins here; see blockNote()
 export const PAGE_BITS = 8; //     L  a bit for each record, set = handed out
 const BITS_WORDS = 8;
 const ENTRY_WORDS = 16;
@@ -178,6 +179,13 @@ export function freeWords(agent: LockOwner, heap: number, at: number, words: num
   if (wrong !== undefined) throw new Error(`freeWords: ${words} words at 0x${at.toString(16)}: ${wrong}`);
 }
 
+/**
+ * A word beside a block of whole pages, 0 when it is handed out: its owner's, for what does not fit in the block.
+ * Preconditions: the block is in use.
+ */
+export const blockNote = (a: Arena, heap: number, at: number): number =>
+  entryAt(a.words, heap, (at - load(a.words, heap + HEAP_BASE)) >> HEAP_PAGE_SHIFT) + PAGE_NOTE;
+
 /** Words of all blocks handed out, each counted with the size of its class or of its pages. */
 export function heapUsedWords(a: Arena, heap: number): number {
   return Atomics.load(a.words, heap + HEAP_USED);
@@ -236,6 +244,7 @@ function allocPages(agent: LockOwner, heap: number, words: number): number {
   const entry = entryAt(w, heap, page);
   w[entry + PAGE_KIND] = PAGE_BLOCK;
   w[entry + PAGE_RUN] = pages;
+  w[entry + PAGE_NOTE] = 0;
   w[heap + HEAP_USED] = load(w, heap + HEAP_USED) + pages * HEAP_PAGE_WORDS;
   const at = pageStart(w, heap, page);
   unlockSpin(agent, heap + HEAP_LOCK);

@@ -13,7 +13,7 @@ import { FAULT_DONE, faultOp, tryFault } from "./fault.ts";
 import type { Space } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { makePte, PTE_ACCESSED, PTE_PFN, PTE_READ, PTE_VALID } from "./pte.ts";
-import { radixFind, radixRun } from "./radix.ts";
+import { entryIn, radixPointer, radixRun, TABLE_SHARED } from "./radix.ts";
 import { FIRST_VPN, LAST_VPN, SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
 
 /** Bytes of frames that lie together; also the memory they are in. Valid until the turn ends or memory.poll(). */
@@ -55,16 +55,15 @@ export class SpaceAccess extends SpaceCore {
 
   constructor(mm: Mm, slot: Space, makeNotifiers: (space: SpaceCore) => Notifiers) {
     super(mm, slot, makeNotifiers);
-    const { buffer } = mm.agent.words;
     this.#shift = mm.pageShift;
     this.#pageMask = mm.pageSize - 1;
-    this.#u8 = new Uint8Array(buffer);
-    this.#i8 = new Int8Array(buffer);
-    this.#u16 = new Uint16Array(buffer);
-    this.#i16 = new Int16Array(buffer);
-    this.#u32 = new Uint32Array(buffer);
+    this.#u8 = mm.near.u8;
+    this.#i8 = mm.near.i8;
+    this.#u16 = mm.near.u16;
+    this.#i16 = mm.near.i16;
+    this.#u32 = mm.near.u32;
     this.#i32 = mm.agent.words;
-    this.#f32 = new Float32Array(buffer);
+    this.#f32 = mm.near.f32;
     this.#f64 = mm.agent.doubles;
   }
 
@@ -431,15 +430,21 @@ export class SpaceAccess extends SpaceCore {
   #getMapped(vpn: number, pfn: number, limit: number): number {
     const { frames } = this.mm;
     const count = Math.min(limit, radixRun(vpn), frames.untilSegmentEnd(pfn - 1) - 1);
-    const entry = count > 0 ? radixFind(this.agent.words, this.pgd, vpn) : 0;
-    if (entry === 0 || pfn === ZERO_PFN + 1) return 0; // frames beside the zero page are nobody's
+    const w = this.agent.words;
+    const at = count > 0 ? radixPointer(w, this.pgd, vpn) : 0;
+    const pointer = at === 0 ? 0 : Atomics.load(w, at);
+    if (pointer === 0 || pfn === ZERO_PFN + 1) return 0; // frames beside the zero page are nobody's
     const rights = PTE_VALID | PTE_READ;
-    return frames.getMapped(pfn, entry, count, {
+    const got = frames.getMapped(pfn, entryIn(pointer, vpn), count, {
       mask: PTE_PFN | rights,
       want: makePte(pfn, rights),
       step: makePte(1, 0),
-      soft: PTE_ACCESSED,
+      soft: (pointer & TABLE_SHARED) === 0 ? PTE_ACCESSED : 0,
     });
+    // A shared table that has been replaced says what was, as a refill from it would.
+    if (Atomics.load(w, at) === pointer) return got;
+    frames.putRun(pfn, got);
+    return 0;
   }
 
   /** The next span of `[address, end)`, its frames in the view log. */

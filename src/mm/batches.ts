@@ -11,6 +11,7 @@ import { PG_ANON, PG_BATCHED, PG_LAZYFREE, ZERO_PFN } from "../memory/index.ts";
 import { MM_DRAINS, VM_LOCKED } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { isValid, pfnOfPte } from "./pte.ts";
+import { inSharedTable } from "./pageTables.ts";
 import { radixStretches } from "./radix.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { findVma, firstVma, nextVma, vmaEnd, vmaFlags, vmaStart } from "./vma.ts";
@@ -29,13 +30,18 @@ function batch(mm: Mm, pfn: number): void {
 }
 
 /** Calls `visit` with the frame of each entry of `[first, end)` (pages) that maps an anonymous page. */
-function eachAnonymous(space: SpaceCore, first: number, end: number, visit: (pfn: number) => void): void {
+function eachAnonymous(
+  space: SpaceCore,
+  first: number,
+  end: number,
+  visit: (pfn: number, vpn: number) => void,
+): void {
   const { agent, mm } = space;
-  radixStretches(agent.words, space.pgd, first, end, (entry, _vpn, count) => {
+  radixStretches(agent.words, space.pgd, first, end, (entry, vpn, count) => {
     for (let k = 0; k < count; k++) {
       const pte = Atomics.load(agent.words, entry + k);
       const pfn = pfnOfPte(pte);
-      if (isValid(pte) && pfn !== ZERO_PFN && (mm.frames.flags(pfn) & PG_ANON) !== 0) visit(pfn);
+      if (isValid(pte) && pfn !== ZERO_PFN && (mm.frames.flags(pfn) & PG_ANON) !== 0) visit(pfn, vpn + k);
     }
   });
 }
@@ -55,9 +61,9 @@ export function batchLocked(space: SpaceCore, start: number, end: number): void 
     if ((vmaFlags(space, vma) & VM_LOCKED) === 0) continue;
     const first = Math.max(start, vmaStart(space, vma)) / mm.pageSize;
     const last = Math.min(end, vmaEnd(space, vma)) / mm.pageSize;
-    eachAnonymous(space, first, last, (pfn) => {
+    eachAnonymous(space, first, last, (pfn, vpn) => {
       // Else it is gone with the mapping.
-      if (mm.frames.mapcount(pfn) > 1) batch(mm, pfn);
+      if (mm.frames.mapcount(pfn) > 1 || inSharedTable(space, vpn)) batch(mm, pfn);
     });
   }
 }

@@ -3,7 +3,15 @@
  * tables against vmas and files, this agent's TLBs against page tables, the trees, the subscriptions, the heap.
  * Names the first thing that is wrong.
  */
-import { checkHeap, checkIntervalTree, PG_ANON, PG_DIRTY, PG_LOCK_MASK, ZERO_PFN } from "../memory/index.ts";
+import {
+  blockNote,
+  checkHeap,
+  checkIntervalTree,
+  PG_ANON,
+  PG_DIRTY,
+  PG_LOCK_MASK,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import { checkSubscriptions } from "../notifier/index.ts";
 import {
   type File,
@@ -13,6 +21,7 @@ import {
   FL_ROOT,
   FL_VMAS,
   SP_PGD,
+  SP_SHARED,
   SP_VMAS,
   VM_PROT,
   VM_SHARED,
@@ -31,7 +40,7 @@ import {
   PTE_WRITE,
   PTE_WRITTEN,
 } from "./pte.ts";
-import { INDEX_END, radixFind, radixStretches } from "./radix.ts";
+import { INDEX_END, radixFind, radixStretches, TABLE_SHARED } from "./radix.ts";
 import { eachTlbEntry, type SpaceCore } from "./spaceCore.ts";
 import { allVmas, fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { Views } from "./views.ts";
@@ -100,6 +109,7 @@ export function checkMemory(mm: Mm): string | undefined {
   const w = agent.words;
   const maps = new Int32Array(frames.count);
   const references = new Int32Array(frames.count);
+  const tables = new Map<number, { spaces: number; owned: boolean }>();
   let wrong: string | undefined = frames.check() ?? checkHeap(agent, mm.heap);
   const note = (text: string): void => {
     wrong ??= text;
@@ -108,7 +118,12 @@ export function checkMemory(mm: Mm): string | undefined {
     const space = mm.spaceAt(slot);
     wrong ??= checkIntervalTree(agent, slot + SP_VMAS) ?? checkSubscriptions(space.notifiers.context);
     wrong ??= checkVmas(space) ?? checkTlb(space);
-    radixStretches(w, Atomics.load(w, slot + SP_PGD), 0, INDEX_END, (first, vpn, count) => {
+    let shared = 0;
+    radixStretches(w, Atomics.load(w, slot + SP_PGD), 0, INDEX_END, (first, vpn, count, pointer) => {
+      const isShared = (Atomics.load(w, pointer) & TABLE_SHARED) !== 0;
+      if (isShared) shared++;
+      const others = tables.get(first);
+      tables.set(first, { spaces: (others?.spaces ?? 0) + 1, owned: !isShared || (others?.owned ?? false) });
       for (let k = 0; k < count; k++) {
         const pte = Atomics.load(w, first + k);
         if (pte === 0) continue;
@@ -117,11 +132,19 @@ export function checkMemory(mm: Mm): string | undefined {
         if (!isValid(pte)) continue;
         const fault = checkEntry(space, findVma(space, (vpn + k) * mm.pageSize), vpn + k, pte);
         if (fault !== undefined) note(`${where} ${fault}`);
+        if (others) continue; // one mapping for all who have the table
         const pfn = pfnOfPte(pte);
         maps[pfn]!++;
         references[pfn]!++;
       }
     });
+    if (Atomics.load(w, slot + SP_SHARED) !== shared)
+      note(`S4: space ${space.id} has ${shared} shared tables, counted ${Atomics.load(w, slot + SP_SHARED)}`);
+  }
+  for (const [table, { spaces, owned }] of tables) {
+    const counted = Math.max(1, Atomics.load(w, blockNote(agent, mm.heap, table)));
+    if (counted !== spaces) note(`S1: the page table at ${table} is in ${spaces} spaces, counted ${counted}`);
+    if (spaces > 1 && owned) note(`S2: the page table at ${table} is in ${spaces} spaces, and one's own`);
   }
   for (const file of mm.allFiles()) {
     wrong ??= checkIntervalTree(agent, file + FL_VMAS);

@@ -9,6 +9,7 @@ import { unuseFile } from "./files.ts";
 import { type File, SP_MMAP_LOCK, SP_STATE, SPACE_EXITED, SPACE_EXITING, SPACE_LIVE } from "./layout.ts";
 import { freeIfUnused } from "./lifetime.ts";
 import { INDEX_END } from "./radix.ts";
+import { detachTables, reattachTables, releaseTables } from "./pageTables.ts";
 import { close, openOp } from "./ranges.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
 import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
@@ -42,6 +43,21 @@ export function* exitOp(space: SpaceCore): Op<void> {
   });
 }
 
+/** Empties the page table. What other spaces have, too, is given up as it is. */
+function* zapAllOp(space: SpaceCore): Op<void> {
+  const shared = detachTables(space);
+  try {
+    const taken = yield* takeRangeOp(space, 0, LAST_VPN);
+    if (shared.length > 0 && taken.entries.length === 0)
+      yield* awaitAcksOp(space, markRange(space, 0, LAST_VPN));
+    dropTaken(space, taken);
+  } catch (error) {
+    reattachTables(space, shared);
+    throw error;
+  }
+  releaseTables(space, shared);
+}
+
 /** Preconditions: the space is exiting, on behalf of this agent. Can be begun again. */
 function* finishExitOp(space: SpaceCore): Op<void> {
   const { agent, mm } = space;
@@ -57,7 +73,7 @@ function* finishExitOp(space: SpaceCore): Op<void> {
     if (vmas.length > 0) {
       const range = yield* openOp(space, 0, ADDRESS_END, MmuNotifierEvent.Unmap, true);
       try {
-        dropTaken(space, yield* takeRangeOp(space, 0, LAST_VPN));
+        yield* zapAllOp(space);
         changeVmas(space, () => {
           for (const vma of vmas) {
             const file = removeVma(space, vma);

@@ -65,7 +65,7 @@ import {
   PTE_WRITTEN,
 } from "./pte.ts";
 import { radixFind } from "./radix.ts";
-import { ensureEntry } from "./pageTables.ts";
+import { ensureEntry, loadPte } from "./pageTables.ts";
 import { allocFrameOp } from "./reclaim.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
@@ -377,13 +377,11 @@ export function checkLive(space: SpaceCore, operation: string): void {
 }
 
 function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
-  const { agent } = space;
-  const entry = ensureEntry(space, vpn);
   yield* waitOp(
     space.slot + SP_FAULTQ,
-    () => !isBusy(Atomics.load(agent.words, entry)),
+    () => !isBusy(loadPte(space, vpn)),
     "a busy page-table entry",
-    () => agent.ownerAt(busySlot(Atomics.load(agent.words, entry))),
+    () => space.agent.ownerAt(busySlot(loadPte(space, vpn))),
   );
 }
 

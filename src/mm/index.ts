@@ -30,4 +30,4 @@ export { faultOp } from "./fault.ts";
 export { usingOp } from "./lifetime.ts";
 export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
-export { radixFind } from "./radix.ts";
+export { loadPte } from "./pageTables.ts";

@@ -17,10 +17,13 @@ export const MM_IDS = 3; //      A  source of space and file ids
 export const MM_OWNERS = 4; //   A  source of owner ids
 export const MM_CLOSED = 5; //   A  1: close() has begun
 export const MM_DRAINS = 6; //   A  how often Linux would have emptied its batches of pages: see batches.ts
+export const MM_TABLE_LOCKS = 8; // A  spinlocks of shared page-table pages, hashed: see pageTables.ts
+export const TABLE_LOCK_COUNT = 8; // power of two
 export const MM_VIEWS = 16; //   O  per agent: newest block of its view log
 export const MM_PROTECTED: number = MM_VIEWS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
+export const MM_WRITABLE_VIEWS: number = MM_PROTECTED + 64; // O (reaper once)  per agent: views for writing in its log
 export const FUTEX_BUCKETS = 64;
-export const MM_FUTEXES: number = MM_PROTECTED + 64; // A  buckets of two words: see futex.ts
+export const MM_FUTEXES: number = MM_WRITABLE_VIEWS + 64; // A  buckets of two words: see futex.ts
 export const MM_COUNTERS: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // O  per agent: COUNTER_WORDS counters
 export const COUNTER_WORDS = 32;
 export const mmWords = (maxAgents: number): number => MM_COUNTERS + maxAgents * COUNTER_WORDS;
@@ -46,14 +49,18 @@ export const SP_VMA_SEQ = 6; //   A (stored under M)  sequence count over the tr
 export const SP_COLD_COUNT = 7; // A (set under M)  bits of SP_COLD
 export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled
 export const SP_COLD: number = SP_FAULTQ + QUEUE_WORDS; // A (set under M)  a bit for each entry of the top table: see pageTables.ts
+export const SP_SHARED: number = SP_COLD + 64; // A (set under M)  tables shared with other spaces, at most: see pageTables.ts
 export const SP_MMAP_LOCK: number = SP_COLD + 64 + 2;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
   space + SP_MMAP_LOCK + rwSemWords(maxAgents) + slot; // A (stored by the owner)
+/** The table that the agent takes up when it drops all its translations at once, 0 = none. */
+export const spSpareTlbAt = (space: number, maxAgents: number, slot: number): number =>
+  spTlbAt(space, maxAgents, maxAgents) + slot; // A (stored by the owner)
 /** Each agent's uses of this space: see lifetime.ts. */
 export const spUsersAt = (space: number, maxAgents: number, slot: number): number =>
-  spTlbAt(space, maxAgents, maxAgents) + slot; // A (stored by the owner, its reaper)
-export const spaceWords = (maxAgents: number): number => SP_MMAP_LOCK + rwSemWords(maxAgents) + 2 * maxAgents;
+  spSpareTlbAt(space, maxAgents, maxAgents) + slot; // A (stored by the owner, its reaper)
+export const spaceWords = (maxAgents: number): number => SP_MMAP_LOCK + rwSemWords(maxAgents) + 3 * maxAgents;
 
 // LIVE -> EXITING exit() by compare-exchange; EXITING -> EXITED its end; EXITED -> FREE the last use, under MM_LOCK.
 export const SPACE_FREE = 0;

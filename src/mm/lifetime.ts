@@ -20,11 +20,10 @@ import {
   SPACE_FREE,
   SPACE_LIVE,
   spaceWords,
-  spTlbAt,
   spUsersAt,
 } from "./layout.ts";
 import { destroyRadix } from "./radix.ts";
-import { type SpaceCore, tlbWords } from "./spaceCore.ts";
+import { type SpaceCore, takeTlbs, tlbWords } from "./spaceCore.ts";
 
 /** Counts an operation on a space until unuseSpace(). A safepoint. Errors: ESRCH. */
 export function useSpace(space: SpaceCore, operation: string): void {
@@ -86,8 +85,7 @@ function users(space: SpaceCore): number {
 function destroySpace(space: SpaceCore): void {
   const { agent, mm } = space;
   for (let slot = 0; slot < mm.maxAgents; slot++) {
-    const table = Atomics.exchange(agent.words, spTlbAt(space.slot, mm.maxAgents, slot), 0);
-    if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
+    for (const table of takeTlbs(mm, space.slot, slot)) mm.free(table, tlbWords(mm.tlbEntries));
   }
   space.detachTlb();
   if (mm.spaces.get(space.slot) === space) mm.spaces.delete(space.slot);

@@ -41,7 +41,7 @@ import { punchHoleOp } from "./truncate.ts";
 import { populateAdviceOp } from "./populate.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_WRITE } from "./pte.ts";
 import { radixFind, radixRun, radixStretches } from "./radix.ts";
-import { ensureEntry } from "./pageTables.ts";
+import { ensureEntry, noTables, ownTables } from "./pageTables.ts";
 import {
   close,
   extentOf,
@@ -116,8 +116,12 @@ export function* madviseOp(space: SpaceCore, address: number, length: number, ad
 /** What is done with a part; nothing more to do where it returns nothing. */
 type Visit = (part: Part) => Op<void> | undefined | void;
 
+/** For what changes entries. */
 const readingPartsOp = (space: SpaceCore, start: number, end: number, visit: Visit): Op<void> =>
-  readingOp(space, "madvise", () => eachPartOp(space, start, end, visit));
+  readingOp(space, "madvise", () => {
+    ownTables(space, "madvise", start / space.mm.pageSize, end / space.mm.pageSize);
+    return eachPartOp(space, start, end, visit);
+  });
 
 /** Visits what is mapped; ENOMEM at the end if something is not. Preconditions: mmapLock. */
 function* eachPartOp(space: SpaceCore, start: number, end: number, visit: Visit): Op<void> {
@@ -205,8 +209,7 @@ function tryInstallGuards(space: SpaceCore, part: Part): boolean {
   if (!free) return false;
   for (let vpn = first; vpn < end;) {
     const entry = ensureEntry(space, vpn);
-    if (entry === 0)
-      throw new MmError("ENOMEM", "madvise", "the arena is full; create the memory with a larger arena");
+    if (entry === 0) throw noTables("madvise");
     const count = Math.min(radixRun(vpn), end - vpn);
     for (let k = 0; k < count; k++) {
       const seen = Atomics.compareExchange(w, entry + k, 0, PTE_GUARD);

@@ -57,7 +57,6 @@ import {
   SP_MMAP_LOCK,
   SP_STATE,
   SPACE_LIVE,
-  spTlbAt,
   spUsersAt,
 } from "./layout.ts";
 import { unuseSpace } from "./lifetime.ts";
@@ -68,7 +67,7 @@ import { syncFileOp } from "./writeback.ts";
 import { PFN_LIMIT } from "./pte.ts";
 import { reclaimOp } from "./reclaim.ts";
 import { AddressSpace, createSpaceRecord } from "./space.ts";
-import { tlbWords } from "./spaceCore.ts";
+import { takeTlbs, tlbWords } from "./spaceCore.ts";
 import { Views } from "./views.ts";
 import { settleDead } from "./zap.ts";
 
@@ -446,8 +445,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
         if (reapRwSem(agent, record + SP_MMAP_LOCK, slot, ownerId)) held = "a space's mmapLock";
         held = space.notifiers.reap(slot, ownerId) ?? held;
         settleDead(space, slot);
-        const table = Atomics.exchange(agent.words, spTlbAt(record, mm.maxAgents, slot), 0);
-        if (table !== 0) mm.free(table, tlbWords(mm.tlbEntries));
+        for (const table of takeTlbs(mm, record, slot)) mm.free(table, tlbWords(mm.tlbEntries));
         Atomics.store(agent.words, spUsersAt(record, mm.maxAgents, slot), 0);
       } finally {
         unuseSpace(space);

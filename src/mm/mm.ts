@@ -58,6 +58,15 @@ export class Mm {
   readonly faultAroundPages: number;
   readonly readAheadPages: number;
   readonly tlbEntries: number;
+  /** Segment 0 as the accessors of all spaces see it. */
+  readonly near: {
+    readonly u8: Uint8Array;
+    readonly i8: Int8Array;
+    readonly u16: Uint16Array;
+    readonly i16: Int16Array;
+    readonly u32: Uint32Array;
+    readonly f32: Float32Array;
+  };
   /** Spaces and files this agent has used, by record. */
   readonly spaces: Map<Space, SpaceCore> = new Map();
   readonly files: Map<File, FileCore> = new Map();
@@ -89,6 +98,15 @@ export class Mm {
     this.faultAroundPages = Atomics.load(w, root + MEM_FAULT_AROUND);
     this.readAheadPages = Atomics.load(w, root + MEM_READ_AHEAD);
     this.tlbEntries = Atomics.load(w, root + MEM_TLB_ENTRIES);
+    const { buffer } = w;
+    this.near = {
+      u8: new Uint8Array(buffer),
+      i8: new Int8Array(buffer),
+      u16: new Uint16Array(buffer),
+      i16: new Int16Array(buffer),
+      u32: new Uint32Array(buffer),
+      f32: new Float32Array(buffer),
+    };
     let header = Atomics.load(w, root + MEM_MM);
     if (header === 0) {
       header = allocWords(agent, this.heap, mmWords(this.maxAgents));
@@ -141,15 +159,17 @@ export class Mm {
     Atomics.store(this.agent.words, this.header + MM_PROTECTED + slot, 0);
   }
 
-  /** Spins until no agent protects a space; none begins to, because it no longer lives. */
-  awaitUnprotected(space: Space): void {
+  /** Spins until no agent protects a space any more that protects it now: this one, or any. */
+  awaitUnprotected(space?: Space): void {
     const { agent } = this;
     for (let slot = 0; slot < this.maxAgents; slot++) {
       const at = this.header + MM_PROTECTED + slot;
-      for (let round = 1; Atomics.load(agent.words, at) === space; round++) {
+      const held = space ?? Atomics.load(agent.words, at);
+      if (held === 0) continue;
+      for (let round = 1; Atomics.load(agent.words, at) === held; round++) {
         if (round % ROUNDS_BEFORE_LOOK !== 0) continue;
         const owner = agent.ownerAt(slot);
-        if (owner === 0 || !checkLiveness(agent, owner)) Atomics.compareExchange(agent.words, at, space, 0);
+        if (owner === 0 || !checkLiveness(agent, owner)) Atomics.compareExchange(agent.words, at, held, 0);
       }
     }
   }

@@ -19,7 +19,7 @@ import {
   reserveCuts,
   writingOp,
 } from "./ranges.ts";
-import { chill } from "./pageTables.ts";
+import { chill, ownTables } from "./pageTables.ts";
 import { INDEX_END } from "./radix.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import {
@@ -177,6 +177,7 @@ export function* munmapOp(space: SpaceCore, address: number, length: number): Op
 export function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op<File[]> {
   const { pageSize } = space.mm;
   if (firstVma(space, start, end) === 0) return [];
+  ownTables(space, "munmap", start / pageSize, end / pageSize);
   batchLocked(space, start, end);
   const spares = reserveCuts(space, "munmap", start, end);
   try {

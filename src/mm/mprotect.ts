@@ -6,7 +6,7 @@ import { VM_ACCOUNT, VM_LOCKED, VM_NORESERVE, VM_PROT, VM_SHARED, VM_WRITE, type
 import { fileAt } from "./pageCache.ts";
 import { populateMappingOp } from "./populate.ts";
 import { PTE_READ, PTE_WRITE } from "./pte.ts";
-import { hasTables } from "./pageTables.ts";
+import { hasTables, ownTables } from "./pageTables.ts";
 import {
   applyFlags,
   close,
@@ -83,6 +83,7 @@ function* protectVmaLockedOp(space: SpaceCore, vma: Vma, start: number, end: num
       applyFlags(space, start, end, next, spares);
       return;
     }
+    ownTables(space, "mprotect", first, last);
     const range = yield* openOp(space, start, end, MmuNotifierEvent.ProtectionVma);
     try {
       const clear = ((prot & VM_WRITE) === 0 ? PTE_WRITE : 0) | (prot === 0 ? PTE_READ : 0);

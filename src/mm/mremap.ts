@@ -32,7 +32,7 @@ import { populateMappingOp } from "./populate.ts";
 import { mapsFilePage } from "./pageCache.ts";
 import { PTE_GUARD, PTE_SOFT_DIRTY, PTE_WRITE } from "./pte.ts";
 import { INDEX_END, radixFind, radixRun, radixStretches } from "./radix.ts";
-import { ensureEntry } from "./pageTables.ts";
+import { ensureEntry, noTables, ownTables } from "./pageTables.ts";
 import { close, extentOf, firstPart, openOp, type Part, writingOp } from "./ranges.ts";
 import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 import {
@@ -236,6 +236,7 @@ function* moveOp(space: SpaceCore, request: Request & { readonly to: number }, p
       enter();
       return to;
     }
+    ownTables(space, "mremap", start / pageSize, end / pageSize);
     reserveTables(space, start / pageSize, end / pageSize, (to - start) / pageSize);
     const range = yield* openOp(space, start, end, MmuNotifierEvent.Unmap);
     try {
@@ -259,12 +260,7 @@ function reserveTables(space: SpaceCore, first: number, end: number, shift: numb
   const { agent } = space;
   radixStretches(agent.words, space.pgd, first, end, (_entry, vpn, count) => {
     for (let at = vpn + shift; at < vpn + shift + count; at += radixRun(at)) {
-      if (ensureEntry(space, at) !== 0) continue;
-      throw new MmError(
-        "ENOMEM",
-        "mremap",
-        "the arena has no room for page tables; create the memory with a larger arena",
-      );
+      if (ensureEntry(space, at) === 0) throw noTables("mremap");
     }
   });
 }

@@ -1,23 +1,250 @@
 /**
- * The page tables of a space: a radix tree, and which parts of it Linux would have freed.
+ * The page tables of a space: a radix tree whose lowest tables it may share with other spaces after fork, and which parts
+ * of it Linux would have freed.
  *
- * Here tables are freed with their space only, since walks take no lock. Linux frees those of a stretch without any
- * mapping, and mprotect tells nobody where there are none; so each entry of the top table can be marked as cold.
+ * Sharing. A table (1024 entries) whose pages are all private and anonymous is not copied by fork: parent and child point
+ * to the same one, both pointers with TABLE_SHARED. What an entry permits is the AND over both levels: nothing can be
+ * written through such a pointer, and no frame counts as a mapping's own. Frames count one mapping for the table, however
+ * many spaces it has. Who changes anything but by clearing it for all makes the table his own first: by taking it
+ * over where the others are gone, else by copying it, as if fork had done so.
+ *
+ *   S1  The note beside a table is the number of its spaces, where it was ever shared.
+ *   S2  With more than one, each pointer to it has TABLE_SHARED.
+ *   S3  Entries of a table are not changed through a pointer with TABLE_SHARED, but for WRITE and EXCLUSIVE, which go when
+ *       it is copied or taken over, and by the reaper of a dead agent.
+ *   S4  SP_SHARED of a space is 0 only if none of its pointers has TABLE_SHARED.
+ *
+ *   pointer           changes                                                             under
+ *   0 -> table        the first page of a stretch                                         mmapLock (read)
+ *   table -> shared   fork, which waits for the acknowledgements of all agents            mmapLock (write)
+ *   0 -> shared       fork, in the child                                                  nobody else uses it
+ *   shared -> own     the first change                                                    mmapLock (read), the table's lock
+ *   shared -> 0       exit                                                                mmapLock (write)
+ *
+ * Walks take no lock. The walk of an access reads the pointer again after it has stored a translation, and drops it if it is
+ * another; it writes nothing through a shared pointer. The walk from a file to its mappings keeps a space protected
+ * while it goes: a table is freed only when no such walk is left that may be in it. Other tables live as long as their space.
+ *
+ * Linux frees the tables of a stretch without any mapping, and mprotect tells nobody where there are none; so each entry of
+ * the top table can be marked as cold.
+ *
+ * Lock order: mmapLock > a table's spinlock > heap.
  */
-import { SP_COLD, SP_COLD_COUNT, type Pte } from "./layout.ts";
+import { MmError } from "../errors.ts";
+import { allocWords, blockNote, freeWords, HEAP_PAGE_WORDS } from "../memory/index.ts";
+import { WORD_BYTES } from "../units.ts";
+import { lockSpin, unlockSpin } from "../sync/index.ts";
+import { MM_TABLE_LOCKS, type Pte, SP_COLD, SP_COLD_COUNT, SP_SHARED, TABLE_LOCK_COUNT } from "./layout.ts";
 import { unuseSpace, useSpace } from "./lifetime.ts";
-import { isValid } from "./pte.ts";
-import { radixEnsure, radixFind, TOP_STRETCH } from "./radix.ts";
+import type { Mm } from "./mm.ts";
+import { isBusy, isValid, pfnOfPte, PTE_EXCLUSIVE, PTE_PFN_SHIFT, PTE_WRITE, settleBusy } from "./pte.ts";
+import {
+  entryIn,
+  INDEX_END,
+  LEAF_ENTRIES,
+  radixEnsure,
+  radixFind,
+  radixPointer,
+  radixStretches,
+  TABLE_SHARED,
+  TOP_STRETCH,
+} from "./radix.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { firstVma } from "./vma.ts";
 
-/** The entry of a page, its tables made where missing; 0 if the arena is full. Preconditions: mmapLock. */
+/** What a shared table keeps from every mapping. */
+const NOT_SHARED: number = PTE_WRITE | PTE_EXCLUSIVE;
+
+export const noTables = (operation: string): MmError =>
+  new MmError(
+    "ENOMEM",
+    operation,
+    "the arena has no room for page tables; create the memory with a larger arena",
+  );
+
+/** The entry of a page, its tables made where missing, and this space's own; 0 if the arena is full. Preconditions: mmapLock. */
 export function ensureEntry(space: SpaceCore, vpn: number): Pte {
   const { agent, mm, slot } = space;
+  const w = agent.words;
   // Plain: it changes under mmapLock for writing, but for other faults that come by here.
-  if (agent.words[slot + SP_COLD_COUNT] !== 0) warm(space, Math.floor(vpn / TOP_STRETCH));
+  if (w[slot + SP_COLD_COUNT] !== 0) warm(space, Math.floor(vpn / TOP_STRETCH));
+  if (w[slot + SP_SHARED] !== 0) {
+    const at = radixPointer(w, space.pgd, vpn);
+    if (at !== 0 && !own(space, at)) return 0 as Pte;
+  }
   return radixEnsure(agent, mm.heap, space.pgd, vpn);
 }
+
+/** What an access may make of a page, 0 if nothing is there. Needs no lock. */
+export function loadPte(space: SpaceCore, vpn: number): number {
+  const w = space.agent.words;
+  for (;;) {
+    const at = radixPointer(w, space.pgd, vpn);
+    const pointer = at === 0 ? 0 : Atomics.load(w, at);
+    if (pointer === 0) return 0;
+    const pte = Atomics.load(w, entryIn(pointer, vpn));
+    // Else the table may have been freed before we came to it.
+    if (Atomics.load(w, at) !== pointer) continue;
+    return (pointer & TABLE_SHARED) !== 0 && isValid(pte) ? pte & ~NOT_SHARED : pte;
+  }
+}
+
+// ---- sharing --------------------------------------------------------------------------------------------------------
+
+const lockOf = (mm: Mm, table: number): number =>
+  mm.header + MM_TABLE_LOCKS + ((table / HEAP_PAGE_WORDS) & (TABLE_LOCK_COUNT - 1));
+
+const spacesOf = (mm: Mm, table: number): number => blockNote(mm.agent, mm.heap, table);
+
+/** True if other spaces have the table, too, that a page is in. Preconditions: mmapLock, or an answer that may be old. */
+export function inSharedTable(space: SpaceCore, vpn: number): boolean {
+  const { agent, mm } = space;
+  const w = agent.words;
+  if (Atomics.load(w, space.slot + SP_SHARED) === 0) return false;
+  const at = radixPointer(w, space.pgd, vpn);
+  const pointer = at === 0 ? 0 : Atomics.load(w, at);
+  return (pointer & TABLE_SHARED) !== 0 && Atomics.load(w, spacesOf(mm, pointer & ~TABLE_SHARED)) > 1;
+}
+
+/**
+ * Makes the table behind a pointer this space's own. False if the arena is full. Translations stay good: the frames are
+ * the same, and none was writable. Preconditions: mmapLock.
+ */
+function own(space: SpaceCore, at: number): boolean {
+  const { agent, mm } = space;
+  const w = agent.words;
+  const pointer = Atomics.load(w, at);
+  if ((pointer & TABLE_SHARED) === 0) return true;
+  const table = pointer & ~TABLE_SHARED;
+  const lock = lockOf(mm, table);
+  for (let fresh = 0; ;) {
+    lockSpin(agent, lock);
+    // Under the lock: as long as our pointer is there, the table is, too.
+    const mine = Atomics.load(w, at) === pointer;
+    const spaces = mine ? Atomics.load(w, spacesOf(mm, table)) : 0;
+    const done = !mine || spaces <= 1 || fresh !== 0;
+    if (mine && done) {
+      if (spaces > 1) {
+        copyTable(mm, table, fresh);
+        Atomics.store(w, spacesOf(mm, table), spaces - 1);
+      } else mm.frames.kernels.protectRange(table * WORD_BYTES, LEAF_ENTRIES, ~NOT_SHARED, 0);
+      Atomics.store(w, at, spaces > 1 ? fresh : table);
+      Atomics.sub(w, space.slot + SP_SHARED, 1);
+      if (spaces > 1) fresh = 0;
+    }
+    unlockSpin(agent, lock);
+    if (done) {
+      if (fresh !== 0) freeWords(agent, mm.heap, fresh, HEAP_PAGE_WORDS);
+      return true;
+    }
+    fresh = allocWords(agent, mm.heap, HEAP_PAGE_WORDS);
+    if (fresh === 0) return false;
+  }
+}
+
+/** Copies a shared table as fork copies entries: each frame has one mapping more, and is nobody's own. */
+function copyTable(mm: Mm, from: number, to: number): void {
+  const { frames } = mm;
+  const w = mm.agent.words;
+  const others = frames.shareEntries(from, to, LEAF_ENTRIES, ~NOT_SHARED, PTE_PFN_SHIFT);
+  if (!isBusy(others)) return;
+  // Left behind by an agent that has died; its reaper settles those of the other table.
+  for (let k = 0; k < LEAF_ENTRIES; k++) {
+    const pte = w[to + k]!;
+    if (!isBusy(pte)) continue;
+    frames.get(pfnOfPte(pte));
+    frames.addMapcount(pfnOfPte(pte), 1);
+    Atomics.store(w, to + k, settleBusy(pte) & ~NOT_SHARED);
+  }
+}
+
+/** Makes the tables of `[start, end)` (pages) this space's own, before their entries are changed. Errors: ENOMEM. Preconditions: mmapLock. */
+export function ownTables(space: SpaceCore, operation: string, start: number, end: number): void {
+  const w = space.agent.words;
+  if (Atomics.load(w, space.slot + SP_SHARED) === 0) return;
+  radixStretches(w, space.pgd, start, end, (_entry, _vpn, _count, at) => {
+    if (!own(space, at)) throw noTables(operation);
+  });
+}
+
+/** Takes write permission from a space in one table. Returns true if it had it. Preconditions: mmapLock for writing; a table. */
+export function markShared(space: SpaceCore, at: number): boolean {
+  const w = space.agent.words;
+  if ((Atomics.or(w, at, TABLE_SHARED) & TABLE_SHARED) !== 0) return false;
+  Atomics.add(w, space.slot + SP_SHARED, 1);
+  return true;
+}
+
+/** Undoes markShared(), which returned true. Preconditions: as there, under the same lock. */
+export function unmarkShared(space: SpaceCore, at: number): void {
+  const w = space.agent.words;
+  Atomics.and(w, at, ~TABLE_SHARED);
+  Atomics.sub(w, space.slot + SP_SHARED, 1);
+}
+
+/** Lets a child have the table behind a marked pointer of its parent's, too. Preconditions: mmapLock of the parent for writing. */
+export function shareTable(space: SpaceCore, at: number, child: SpaceCore, childAt: number): void {
+  const { agent, mm } = space;
+  const w = agent.words;
+  const pointer = Atomics.load(w, at);
+  const note = spacesOf(mm, pointer & ~TABLE_SHARED);
+  // Only spaces that have the table change the number, and the parent has it: it cannot come to 0 meanwhile.
+  if (Atomics.compareExchange(w, note, 0, 2) !== 0) Atomics.add(w, note, 1);
+  Atomics.store(w, childAt, pointer);
+  Atomics.add(w, child.slot + SP_SHARED, 1);
+}
+
+/** Where in a space its pointers to shared tables are, and what they were. */
+export type Detached = readonly { readonly at: number; readonly pointer: number }[];
+
+/** Takes the shared tables out of a space that ends. Translations from them may still be in use. Preconditions: mmapLock for writing. */
+export function detachTables(space: SpaceCore): Detached {
+  const w = space.agent.words;
+  const detached: { at: number; pointer: number }[] = [];
+  if (Atomics.load(w, space.slot + SP_SHARED) === 0) return detached;
+  radixStretches(w, space.pgd, 0, INDEX_END, (_entry, _vpn, _count, at) => {
+    const pointer = Atomics.load(w, at);
+    if ((pointer & TABLE_SHARED) === 0) return;
+    Atomics.store(w, at, 0);
+    detached.push({ at, pointer });
+  });
+  return detached;
+}
+
+export function reattachTables(space: SpaceCore, detached: Detached): void {
+  for (const { at, pointer } of detached) Atomics.store(space.agent.words, at, pointer);
+}
+
+/** Gives detached tables up; what no other space has is freed, with its pages. Preconditions: nobody uses the translations. */
+export function releaseTables(space: SpaceCore, detached: Detached): void {
+  const { agent, mm } = space;
+  const w = agent.words;
+  const unused: number[] = [];
+  for (const { pointer } of detached) {
+    const table = pointer & ~TABLE_SHARED;
+    lockSpin(agent, lockOf(mm, table));
+    const left = Atomics.load(w, spacesOf(mm, table)) - 1;
+    Atomics.store(w, spacesOf(mm, table), Math.max(left, 1));
+    unlockSpin(agent, lockOf(mm, table));
+    if (left <= 0) unused.push(table);
+  }
+  Atomics.sub(w, space.slot + SP_SHARED, detached.length);
+  if (unused.length > 0) mm.awaitUnprotected();
+  for (const table of unused) {
+    for (let k = 0; k < LEAF_ENTRIES; k++) dropEntry(mm, Atomics.exchange(w, table + k, 0));
+    freeWords(agent, mm.heap, table, HEAP_PAGE_WORDS);
+  }
+}
+
+/** Gives the reference of an anonymous page back that an entry had. */
+function dropEntry(mm: Mm, pte: number): void {
+  const pfn = pfnOfPte(pte);
+  if (pfn === 0 || !(isValid(pte) || isBusy(pte))) return;
+  mm.frames.addMapcount(pfn, -1);
+  mm.frames.put(pfn);
+}
+
+// ---- what Linux would have freed --------------------------------------------------------------------------------------
 
 function warm(space: SpaceCore, top: number): void {
   const w = space.agent.words;

@@ -6,7 +6,7 @@ import { faultOp } from "./fault.ts";
 import { VM_LOCKONFAULT, VM_PROT, VM_SHARED, VM_WRITE } from "./layout.ts";
 import { usingOp } from "./lifetime.ts";
 import { isValid, PTE_READ, PTE_WRITE } from "./pte.ts";
-import { radixFind } from "./radix.ts";
+import { loadPte } from "./pageTables.ts";
 import { extentOf, notMapped, readingPlainOp } from "./ranges.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { findVma, vmaEnd, vmaFlags } from "./vma.ts";
@@ -18,12 +18,11 @@ export function* populateOp(space: SpaceCore, address: number, length: number, a
 }
 
 function* faultPagesOp(space: SpaceCore, start: number, end: number, write: boolean): Op<void> {
-  const { mm, agent } = space;
+  const { mm } = space;
   const wanted = write ? PTE_WRITE : PTE_READ;
   for (let vpn = start / mm.pageSize; vpn < end / mm.pageSize; vpn++) {
     for (;;) {
-      const entry = radixFind(agent.words, space.pgd, vpn);
-      const pte = entry === 0 ? 0 : Atomics.load(agent.words, entry);
+      const pte = loadPte(space, vpn);
       if (isValid(pte) && (pte & wanted) !== 0) break;
       yield* faultOp(space, vpn, write);
     }

@@ -25,7 +25,7 @@ export const PTE_DIRTY = 0x10;
 export const PTE_SOFT_DIRTY = 0x20;
 /** The frame is anonymous and only this entry maps it: a write needs no copy. */
 export const PTE_EXCLUSIVE = 0x40;
-const PTE_PFN_SHIFT = 8;
+export const PTE_PFN_SHIFT = 8;
 export const PTE_PFN = -0x100;
 
 /** Not valid, and waited for by faults. The bits above name the agent that settles it. */

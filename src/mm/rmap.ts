@@ -102,6 +102,7 @@ export function agePages(file: FileCore, index: number, pages: number): boolean 
     const end = mapping.vpn + mapping.pages;
     const wants = mapsPageOf(file, mapping);
     let mapped = false;
+    mm.protect(space.slot);
     radixStretches(w, space.pgd, mapping.vpn, end, (first, vpn, count) => {
       for (let k = 0; k < count; k++) {
         for (let pte = Atomics.load(w, first + k); isValid(pte) && wants(pte, vpn + k);) {
@@ -114,6 +115,7 @@ export function agePages(file: FileCore, index: number, pages: number): boolean 
         }
       }
     });
+    mm.unprotect();
     if (!mapped) continue;
     if (heldByRunning(space, mapping.vpn, end)) young = true;
     markTlbs(space, mapping.vpn, end);

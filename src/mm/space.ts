@@ -59,7 +59,8 @@ import { type MsyncFlags, msyncOp } from "./msync.ts";
 import { fileAt } from "./pageCache.ts";
 import { populateOp } from "./populate.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY } from "./pte.ts";
-import { createRadix, destroyRadix, radixFind, radixStretches } from "./radix.ts";
+import { inSharedTable, loadPte } from "./pageTables.ts";
+import { createRadix, destroyRadix, radixStretches } from "./radix.ts";
 import { extentOf, notMapped, type Prot } from "./ranges.ts";
 import { fileIndexOf, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 
@@ -168,10 +169,11 @@ export interface SyncAtomics {
  * Addresses and lengths are bytes. After exit() everything is ESRCH.
  */
 export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDisposable {
-  readonly sync: Immediate<SpaceOperations> & { readonly atomics: SyncAtomics };
-  readonly try: Immediate<SpaceOperations>;
-  readonly atomics: SpaceAtomics;
-  readonly #ops: SpaceOperations;
+  // Made when they are asked for: a fork should cost no more than the child that is used so.
+  #operations: SpaceOperations | undefined;
+  #sync: (Immediate<SpaceOperations> & { readonly atomics: SyncAtomics }) | undefined;
+  #try: Immediate<SpaceOperations> | undefined;
+  #atomics: SpaceAtomics | undefined;
 
   /** @internal */
   constructor(mm: Mm, slot: Space) {
@@ -179,7 +181,10 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       const subs = Atomics.load(mm.agent.words, slot + SP_SUBS) as Subs;
       return new Notifiers(mm.agent, mm.heap, subs, space as AddressSpace, mm.pageShift);
     });
-    this.#ops = {
+  }
+
+  get #ops(): SpaceOperations {
+    return (this.#operations ??= {
       mmap: (m) => this.#mmapOp(m),
       munmap: (address, length) => munmapOp(this, address, length),
       mprotect: (address, length, prot) => mprotectOp(this, address, length, prot),
@@ -196,13 +201,25 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       write: (address, from) => this.copyOp("write", address, from, true),
       forEachSpan: (address, length, access, fn) => this.#forEachSpanOp(address, length, access, fn),
       exit: () => exitOp(this),
-    };
-    this.sync = {
-      ...syncFacet(mm.agent, this.#ops),
+    });
+  }
+
+  /** The operations that block where this agent may block, else as `try`. */
+  get sync(): Immediate<SpaceOperations> & { readonly atomics: SyncAtomics } {
+    return (this.#sync ??= {
+      ...syncFacet(this.agent, this.#ops),
       atomics: { wait: (...args) => this.#waitSync(...args) },
-    };
-    this.try = tryFacet(mm.agent, this.#ops);
-    this.atomics = {
+    });
+  }
+
+  /** The operations that never wait: EAGAIN instead, no step half done. */
+  get try(): Immediate<SpaceOperations> {
+    return (this.#try ??= tryFacet(this.agent, this.#ops));
+  }
+
+  /** Atomic operations on mapped memory, and waiting on it. */
+  get atomics(): SpaceAtomics {
+    return (this.#atomics ??= {
       ...makeAtomics(this),
       wait: (address, value, timeoutMs = Number.POSITIVE_INFINITY) => this.#wait(address, value, timeoutMs),
       notify: (address, count = Number.POSITIVE_INFINITY) => {
@@ -210,7 +227,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
         this.#checkWord(address);
         return notifyFutex(this.mm, this.#keyOf(address), count);
       },
-    };
+    });
   }
 
   // ---- mappings -------------------------------------------------------------------------------------------------------
@@ -586,15 +603,14 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
     const { frames } = this.mm;
     const entries: PagemapEntry[] = [];
     for (let vpn = start; vpn < end; vpn++) {
-      const entry = radixFind(this.agent.words, this.pgd, vpn);
-      const pte = entry === 0 ? 0 : Atomics.load(this.agent.words, entry);
+      const pte = loadPte(this, vpn);
       const present = isValid(pte);
       const pfn = pfnOfPte(pte);
       entries.push({
         present,
         zero: present && pfn === ZERO_PFN,
         file: present && pfn !== ZERO_PFN && frames.mapping(pfn) !== 0,
-        exclusive: present && pfn !== ZERO_PFN && frames.mapcount(pfn) === 1,
+        exclusive: present && pfn !== ZERO_PFN && frames.mapcount(pfn) === 1 && !inSharedTable(this, vpn),
         guard: pte === PTE_GUARD,
         young: present && (pte & PTE_ACCESSED) !== 0,
         dirty: present && (pte & PTE_DIRTY) !== 0,

@@ -6,7 +6,7 @@
  * translation, so nobody can stop it, and the frames count as dirty again when it is dropped.
  */
 import { HEAP_PAGE_WORDS, PG_ANON, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
-import { MM_VIEWS } from "./layout.ts";
+import { MM_VIEWS, MM_WRITABLE_VIEWS } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 
 const BLOCK_NEXT = 0;
@@ -21,15 +21,27 @@ const BLOCK_LIMIT: number = (HEAP_PAGE_WORDS - BLOCK_ENTRIES) / RUN_WORDS;
 const entryOf = (pfn: number, writable: boolean): number => (pfn << 1) | (writable ? 1 : 0);
 const runAt = (block: number, k: number): number => block + BLOCK_ENTRIES + k * RUN_WORDS;
 
+/**
+ * True if any agent has a view for writing. What an agent has taken before it acknowledged is seen; a view that begins
+ * later needs translations for writing.
+ */
+export function anyWritableViews(mm: Mm): boolean {
+  for (let slot = 0; slot < mm.maxAgents; slot++)
+    if (Atomics.load(mm.agent.words, mm.header + MM_WRITABLE_VIEWS + slot) !== 0) return true;
+  return false;
+}
+
 export class Views {
   /** Counts dropAll(): references taken before are gone. */
   epoch = 0;
   readonly #mm: Mm;
   readonly #head: number;
+  readonly #writable: number;
 
   constructor(mm: Mm, slot: number) {
     this.#mm = mm;
     this.#head = mm.header + MM_VIEWS + slot;
+    this.#writable = mm.header + MM_WRITABLE_VIEWS + slot;
   }
 
   /**
@@ -48,6 +60,7 @@ export class Views {
       block = fresh;
       count = 0;
     }
+    if (writable) Atomics.add(w, this.#writable, 1);
     for (let k = 0; k < pages; k++) if (first + k !== ZERO_PFN) frames.get(first + k);
     Atomics.store(w, runAt(block, count) + RUN_FIRST, entryOf(first, writable));
     Atomics.store(w, runAt(block, count) + RUN_PAGES, pages);
@@ -88,6 +101,7 @@ export class Views {
         if ((frames.flags(pfn) & PG_ANON) === 0) frames.setFlags(pfn, PG_DIRTY);
       }
     }
+    if ((entry & 1) !== 0 && pages > 0) Atomics.sub(agent.words, this.#writable, 1);
     if (first === ZERO_PFN) frames.putRun(first + 1, pages - 1);
     else frames.putRun(first, pages);
   }

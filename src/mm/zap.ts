@@ -46,6 +46,8 @@ function takeEntries(space: SpaceCore, start: number, end: number, wants: Wants 
   const w = space.agent.words;
   const { kernels } = space.mm.frames;
   const taken: Taken = { entries: [], olds: [], blocked: false };
+  // Without mmapLock: see pageTables.ts.
+  if (wants) space.mm.protect(space.slot);
   radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
     if (count >= KERNEL_ENTRIES && kernels.orRange(first * WORD_BYTES, count) === 0) return; // nothing is mapped
     for (let k = 0; k < count; k++) {
@@ -63,6 +65,7 @@ function takeEntries(space: SpaceCore, start: number, end: number, wants: Wants 
       }
     }
   });
+  if (wants) space.mm.unprotect();
   return taken;
 }
 
@@ -184,6 +187,7 @@ function changeEntries(
   // Only where the acknowledgements may be refused does it matter what the entries were.
   const remembers = space.agent.current?.mode === "try";
   let reduced = false;
+  if (wants) space.mm.protect(space.slot);
   radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
     if (!wants && !remembers && count >= KERNEL_ENTRIES) {
       // The OR of all old entries: a bit of an entry that is not valid may be among them, which costs a needless flush.
@@ -207,6 +211,7 @@ function changeEntries(
       }
     }
   });
+  if (wants) space.mm.unprotect();
   return reduced;
 }
 

@@ -177,11 +177,10 @@ export class Notifiers {
 
   /** @internal What the rows above need to raise ranges without a promise. */
   readonly context: DeliveryContext;
-  /** The same operations, blocking (where the agent may block) and never waiting (EAGAIN). */
-  readonly sync: Immediate<NotifierOperations>;
-  readonly try: Immediate<NotifierOperations>;
-  /** @internal The operations themselves, for those that drive them. */
-  readonly operations: NotifierOperations;
+  // Made when they are asked for: most spaces are never asked.
+  #operations: NotifierOperations | undefined;
+  #sync: Immediate<NotifierOperations> | undefined;
+  #try: Immediate<NotifierOperations> | undefined;
   readonly #pageShift: number;
   /** Put, and not freed yet. */
   readonly #toFree: MmuNotifier[] = [];
@@ -203,7 +202,11 @@ export class Notifiers {
     const { spaces } = this.context.local;
     for (const [at, known] of spaces) if (isGone(known)) spaces.delete(at);
     spaces.set(subs, this.context);
-    this.operations = {
+  }
+
+  /** @internal The operations themselves, for those that drive them. */
+  get operations(): NotifierOperations {
+    return (this.#operations ??= {
       register: (notifier) => this.#registerOp(notifier),
       unregister: (notifier) => this.#unregisterOp(notifier),
       get: (ops) => this.#getOp(ops),
@@ -212,12 +215,20 @@ export class Notifiers {
       invalidateRangeStart: (range) => this.#startOp(range),
       invalidate: (range, change) => this.#invalidateOp(range, change),
       release: () => this.#releaseOp(),
-    };
-    this.sync = {
-      ...syncFacet(agent, this.operations),
+    });
+  }
+
+  /** The same operations, blocking where the agent may block, else as `try`. */
+  get sync(): Immediate<NotifierOperations> {
+    return (this.#sync ??= {
+      ...syncFacet(this.agent, this.operations),
       invalidateRangeStart: (range) => this.#startNow(range),
-    };
-    this.try = tryFacet(agent, this.operations);
+    });
+  }
+
+  /** The same operations, which never wait: EAGAIN instead. */
+  get try(): Immediate<NotifierOperations> {
+    return (this.#try ??= tryFacet(this.agent, this.operations));
   }
 
   /** @internal The space is gone: its subscriptions go with the last of them. */
