@@ -134,6 +134,32 @@ describe("the acknowledgement rule", () => {
     expect(memory.check()).toBeUndefined();
   });
 
+  test("so does who has looked at the page through a table that fork shared", async () => {
+    const rig = await makeRig();
+    const { memory, space, control } = rig;
+    const pages = 16;
+    const a = space.sync.mmap({ length: pages * PAGE, prot: "rw", share: "private" });
+    for (let k = 0; k < pages; k++) space.setUint32(a + k * PAGE, 1);
+    const other = await start(rig, "observer", a, pages);
+    let flag = 0;
+    for (let round = 0; round < 500; round++) {
+      // All translations of the observer's go; with the first store the parent gets a table of its own.
+      const child = space.sync.fork();
+      for (let k = 0; k < 4; k++) {
+        flag++;
+        space.setUint32(a + (flag % pages) * PAGE, flag);
+        Atomics.store(control, FLAG, flag);
+      }
+      letRun(rig, 1);
+      Atomics.store(control, FLAG, 0);
+      child.sync.exit();
+    }
+    const { stale, seen } = await other.stop();
+    expect(stale).toBe(0);
+    expect(seen).toBeGreaterThan(100);
+    expect(memory.check()).toBeUndefined();
+  });
+
   test("write-back loses no store that comes while it runs", async () => {
     const folder = mkdtempSync(join(tmpdir(), "bifolio-litmus-"));
     cleanups.push(() => rmSync(folder, { recursive: true, force: true }));

@@ -112,6 +112,11 @@ export const stepArb: fc.Arbitrary<Step> = fc.record({
   index: fc.nat(9),
 });
 
+export const isAnonymous = ({ file, shared }: Step): boolean => file === -1 && !shared;
+export const makeAnonymous = (step: Step): Step => ({ ...step, file: -1, shared: false });
+/** Steps that map nothing but private anonymous memory. */
+export const anonymousStepArb: fc.Arbitrary<Step> = stepArb.map(makeAnonymous);
+
 export interface Step {
   readonly op: Op;
   readonly agent: number;

@@ -17,7 +17,17 @@ import {
   type Vma,
 } from "../../src/mm/index.ts";
 import { expectBytes, PAGE, pattern, sharedBacking } from "../lib/mm.ts";
-import { FIRST_PAGE, growingBacking, OPENING, PROTS, type Step, stepArb } from "../lib/processes.ts";
+import {
+  FIRST_PAGE,
+  growingBacking,
+  OPENING,
+  PROTS,
+  anonymousStepArb,
+  isAnonymous,
+  makeAnonymous,
+  type Step,
+  stepArb,
+} from "../lib/processes.ts";
 
 const SEED = 20261128;
 const MAX_PROCESSES = 4;
@@ -671,6 +681,7 @@ async function openFiles(memory: PhysicalMemory): Promise<Opened> {
 }
 
 async function serialised(steps: readonly Step[], agents: number): Promise<void> {
+  const opening = steps.every(isAnonymous) ? OPENING.map(makeAnonymous) : OPENING;
   const memories = await makeMemories(agents);
   const memory = memories[0]!;
   const before = memory.stats();
@@ -679,7 +690,7 @@ async function serialised(steps: readonly Step[], agents: number): Promise<void>
   const first = await memory.createSpace();
   const processes = [{ id: first.id, pages: new Map<number, Page>() }];
   const world: World = { memories, handles, files: model, processes, disk };
-  for (const [k, step] of [...OPENING, ...steps].entries()) {
+  for (const [k, step] of [...opening, ...steps].entries()) {
     try {
       await run(world, step);
       check(world, step);
@@ -711,9 +722,9 @@ async function expectNoLeak(
   await memory.close();
 }
 
-const against = (agents: number, numRuns: number): Promise<void> =>
+const against = (agents: number, numRuns: number, step = stepArb): Promise<void> =>
   fc.assert(
-    fc.asyncProperty(fc.array(stepArb, { minLength: 1, maxLength: 80, size: "max" }), (steps) =>
+    fc.asyncProperty(fc.array(step, { minLength: 1, maxLength: 80, size: "max" }), (steps) =>
       serialised(steps, agents),
     ),
     { numRuns, endOnFailure: true, seed: SEED },
@@ -726,3 +737,11 @@ test("processes of one agent agree with the model after every step", async () =>
 test("so they do where two agents take turns in them", async () => {
   await against(2, 45);
 }, 60_000);
+
+test.each([1, 2])(
+  "so they do where nothing but private memory is mapped, whose page tables fork shares (%i)",
+  async (agents) => {
+    await against(agents, 40, anonymousStepArb);
+  },
+  60_000,
+);
