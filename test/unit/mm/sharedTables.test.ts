@@ -257,7 +257,10 @@ describe("what one space does to a shared table no other sees", () => {
 });
 
 describe("another agent", () => {
-  test("that looks a page up while its table is replaced does not keep what it found", async () => {
+  test.each([
+    ["is replaced", false],
+    ["is replaced and freed", true],
+  ])("that looks a page up while its table %s does not keep what it found", async (_, freed) => {
     const { memory, raw } = await populated();
     const other = await attachTo(memory);
     const there = other.space(raw.id);
@@ -270,7 +273,7 @@ describe("another agent", () => {
       if (!done) {
         done = true;
         raw.setUint32(BASE, 42);
-        child.sync.exit(); // and the table that it was in goes
+        if (freed) child.sync.exit(); // and the table that it was in goes
       }
       return segmentOf(pfn);
     };
