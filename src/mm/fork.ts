@@ -31,7 +31,10 @@ import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { exitOp } from "./exit.ts";
 import {
   FL_LOCK,
+  SP_STATE,
   type Space,
+  SPACE_LIVE,
+  SPACE_NEW,
   VM_DONTCOPY,
   VM_FORK_CHILD,
   VM_LOCKED,
@@ -89,17 +92,20 @@ interface Heir {
 }
 
 /** Returns the child's record. Errors: ENOMEM; then there is no child, and the parent is as it was. */
-export function* forkOp(space: SpaceCore, createRecord: (mm: Mm) => Space): Op<Space> {
+export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) => Space): Op<Space> {
   const { mm } = space;
   for (let round = 1; ; round++) {
-    const child = mm.spaceAt(createRecord(mm));
+    const child = mm.spaceAt(createRecord(mm, SPACE_NEW));
+    const enter = (): void => void Atomics.store(mm.agent.words, child.slot + SP_STATE, SPACE_LIVE);
     let lacking: number;
     try {
       lacking = yield* writingOp(space, "fork", () => copyLockedOp(space, child));
     } catch (error) {
+      enter();
       yield* exitOp(child);
       throw error;
     }
+    enter();
     if (lacking === 0) return child.slot;
     yield* exitOp(child);
     if (round === ROUNDS)

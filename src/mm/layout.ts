@@ -62,11 +62,13 @@ export const spUsersAt = (space: number, maxAgents: number, slot: number): numbe
   spSpareTlbAt(space, maxAgents, maxAgents) + slot; // A (stored by the owner, its reaper)
 export const spaceWords = (maxAgents: number): number => SP_MMAP_LOCK + rwSemWords(maxAgents) + 3 * maxAgents;
 
-// LIVE -> EXITING exit() by compare-exchange; EXITING -> EXITED its end; EXITED -> FREE the last use, under MM_LOCK.
+// NEW -> LIVE the end of fork(); LIVE -> EXITING exit() by compare-exchange; EXITING -> EXITED its end; EXITED -> FREE the last use, under MM_LOCK.
 export const SPACE_FREE = 0;
 export const SPACE_LIVE = 1;
 export const SPACE_EXITING = 2;
 export const SPACE_EXITED = 3;
+/** A child that fork still fills: nobody finds it by its id. */
+export const SPACE_NEW = 4;
 
 // Vma. Linux: vm_area_struct. The node in the space's tree comes first.
 export const VMA_FILE_NODE: number = IT_WORDS; //        F  node in the file's tree, keyed by file offset

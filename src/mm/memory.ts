@@ -246,7 +246,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
   // eslint-disable-next-line require-yield
   *#createSpaceOp(): Op<AddressSpace> {
     this.agent.checkUsable("createSpace");
-    return this.mm.spaceAt(createSpaceRecord(this.mm)) as AddressSpace;
+    return this.mm.spaceAt(createSpaceRecord(this.mm, SPACE_LIVE)) as AddressSpace;
   }
 
   /** The space with this id, also one that another agent made; the same object each time. Errors: ESRCH. */

@@ -32,7 +32,6 @@ import {
   SP_SUBS,
   SP_VMA_SEQ,
   SP_VMAS,
-  SPACE_LIVE,
   spaceWords,
   VM_ACCOUNT,
   VM_DONTCOPY,
@@ -660,8 +659,8 @@ function makeAtomics(space: AddressSpace): Omit<SpaceAtomics, "wait" | "notify">
   };
 }
 
-/** Makes the record of a new space. Errors: ENOMEM. */
-export function createSpaceRecord(mm: Mm): Space {
+/** Makes the record of a new space, which is SPACE_LIVE or SPACE_NEW. Errors: ENOMEM. */
+export function createSpaceRecord(mm: Mm, state: number): Space {
   const { agent, heap, maxAgents } = mm;
   const w = agent.words;
   const slot = mm.alloc(spaceWords(maxAgents), "createSpace") as Space;
@@ -676,7 +675,7 @@ export function createSpaceRecord(mm: Mm): Space {
   Atomics.store(w, slot + SP_ID, id);
   Atomics.store(w, slot + SP_PGD, pgd);
   Atomics.store(w, slot + SP_SUBS, subs);
-  Atomics.store(w, slot + SP_STATE, SPACE_LIVE);
+  Atomics.store(w, slot + SP_STATE, state);
   mm.linkSpace(slot);
   return slot;
 }

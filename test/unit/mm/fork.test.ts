@@ -371,6 +371,28 @@ describe("notifiers", () => {
   });
 });
 
+describe("a child that is not there yet", () => {
+  test("is found by nobody who guesses its id", async () => {
+    const { memory, raw } = await makeRig();
+    const a = raw.sync.mmap(anonymous(1));
+    raw.setUint8(a, 1);
+    const guesses: (string | undefined)[] = [];
+    const listener = new MmuNotifier({
+      invalidateRangeStart: () => {
+        for (let id = raw.id + 1; id < raw.id + 10; id++)
+          guesses.push(thrown(() => memory.space(id as typeof raw.id))?.code);
+        return true;
+      },
+    });
+    raw.notifiers.sync.register(listener);
+    const child = raw.sync.fork();
+    expect(child.id).toBeLessThan(raw.id + 10);
+    expect(new Set(guesses)).toEqual(new Set(["ESRCH"]));
+    expect(memory.space(child.id)).toBe(child);
+    verify(memory);
+  });
+});
+
 describe("what is refused", () => {
   test("a space that has exited is ESRCH", async () => {
     const { raw } = await makeRig();
