@@ -19,6 +19,7 @@ const publishedEntries = {
   node: "src/node.ts",
   sync: "src/syncEntry.ts",
   program: "src/programEntry.ts",
+  check: "src/checkEntry.ts",
   cli: "src/cli/main.ts",
   mirrorWorker: "src/cli/mirrorWorker.ts",
   streamWorker: "src/cli/streamWorker.ts",

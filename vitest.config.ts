@@ -7,7 +7,12 @@ const config: ViteUserConfig = defineConfig({
       {
         test: {
           name: "unit",
-          include: ["test/unit/**/*.test.ts", "test/property/**/*.test.ts", "test/linux/**/*.test.ts"],
+          include: [
+            "test/unit/**/*.test.ts",
+            "test/property/**/*.test.ts",
+            "test/check/**/*.test.ts",
+            "test/linux/**/*.test.ts",
+          ],
         },
       },
       {

@@ -30,4 +30,11 @@ export { type DeliveryContext, makeRange, type OpenRange } from "./context.ts";
 export { endOpenRange, openRange } from "./delivery.ts";
 export type { Subs } from "./layout.ts";
 export { invalidateOwnSecondaryTlbs, invalidateSecondaryTlbs } from "./secondaryTlbs.ts";
-export { beginRange, checkSubscriptions, createSubscriptions, endRange } from "./subscriptions.ts";
+export {
+  beginRange,
+  checkSubscriptions,
+  createSubscriptions,
+  currentSeq,
+  endRange,
+  openRanges,
+} from "./subscriptions.ts";

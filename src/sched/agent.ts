@@ -181,6 +181,8 @@ export class Agent implements LockOwner {
   /** Run when a turn ends, and by poll(), which ends the turn for views. */
   readonly viewsEnd: (() => void)[] = [];
   readonly reapers: Reaper[] = [];
+  /** Takes operations from the async driver, to take their steps itself: the explorer's, in a simulated agent. */
+  takeOver: ((op: Op<unknown>, settle: Task["settle"]) => void) | undefined;
   /** Set by drivers.ts: called when a task or a subscription begins to need the event loop. */
   wakeUp: () => void = () => {};
 

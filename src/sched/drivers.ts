@@ -214,6 +214,10 @@ export function start<T>(
     settle({ error });
     return;
   }
+  if (agent.takeOver) {
+    agent.takeOver(op, settle);
+    return;
+  }
   advance(agent, { op, mode: "async", effect: undefined, held: [], settle }, undefined);
 }
 

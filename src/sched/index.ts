@@ -50,5 +50,14 @@ export {
   schedEnd,
   slotOfOwner,
 } from "./layout.ts";
-export { isOp, isPromise, waitOp, type Effect, type HostEffect, type Op, type WaitEffect } from "./op.ts";
+export {
+  isOp,
+  isPromise,
+  waitOp,
+  type Effect,
+  type HostEffect,
+  type Op,
+  type PointEffect,
+  type WaitEffect,
+} from "./op.ts";
 export { type Immediate, syncFacet, tryFacet } from "./facets.ts";

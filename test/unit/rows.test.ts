@@ -25,7 +25,15 @@ const ROWS = [
 ];
 
 /** Files of src/ itself that stand above every row; the other files there (units, errors) stand below. */
-const ENTRIES = ["index.ts", "node.ts", "testing.ts", "syncEntry.ts", "notifierEntry.ts", "programEntry.ts"];
+const ENTRIES = [
+  "index.ts",
+  "node.ts",
+  "testing.ts",
+  "syncEntry.ts",
+  "notifierEntry.ts",
+  "programEntry.ts",
+  "checkEntry.ts",
+];
 
 interface Import {
   readonly specifier: string;
