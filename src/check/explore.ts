@@ -144,6 +144,7 @@ function* runOnce(scenario: Scenario, arena: WorldArena, run: Run): Generator<Dr
   }
   run.endSetup();
   const ended = yield* run.execute();
+  if (arena.hasTurns) yield { until: undefined };
   if (ended === "finished" || ended === "deadlock") world.judge();
   if (ended === "finished") {
     try {

@@ -52,6 +52,11 @@ interface Strand {
   readonly task: Task;
   /** What it does in its next step. */
   next: string;
+  /** Somebody awaits it: between its end and what comes after the await, others may run. */
+  readonly awaited: boolean;
+  /** An operation of the real library, which does not say what it touches. */
+  readonly real: boolean;
+  outcome: { value: unknown } | { error: unknown } | undefined;
   /** The effect at which it stands; the same object again means that no code of the scenario's ran in between. */
   at: object | undefined;
   /** Where it is inside callbacks: the innermost last. */
@@ -162,7 +167,7 @@ export class Run {
     agent.takeOver = (op, settle) => {
       const by = this.#strand;
       const served = by === undefined && this.#serving === actor;
-      this.#spawn(served ? actor : (this.#actor ?? actor), agent, op, settle, true);
+      this.#spawn(served ? actor : (this.#actor ?? actor), agent, op, settle, !served, true);
     };
   }
 
@@ -216,22 +221,34 @@ export class Run {
 
   // ---- strands ------------------------------------------------------------------------------------------------------
 
-  #spawn(actor: Actor, agent: Agent, op: Op<unknown>, settle: Task["settle"], native: boolean): void {
+  #spawn(
+    actor: Actor,
+    agent: Agent,
+    op: Op<unknown>,
+    settle: Task["settle"],
+    awaited: boolean,
+    real = false,
+  ): Strand {
     const id = actor.strands++ * this.actors.length + actor.index;
     const settled: Task["settle"] = (outcome) => {
-      if (native) this.#native = true;
+      if (awaited) this.#native = true;
       settle(outcome);
     };
     const task: Task = { op, mode: "checker", effect: undefined, held: [], settle: settled };
-    this.#strands.set(id, {
+    const strand: Strand = {
       id,
       actor,
       agent,
       task,
-      next: native ? "…" : "begins",
+      next: awaited ? "runs its operation" : "begins",
+      awaited,
+      real,
+      outcome: undefined,
       at: undefined,
       callbacks: [],
-    });
+    };
+    this.#strands.set(id, strand);
+    return strand;
   }
 
   /** Adds an agent of the scenario's. Its first step calls `start`: a generator function, or an async one. */
@@ -276,10 +293,9 @@ export class Run {
   promise<T>(op: Op<T>): Promise<T> {
     if (this.#settingUp) return Promise.resolve(this.immediate(op));
     return new Promise<T>((resolve, reject) => {
-      const actor = this.#actor!;
-      const agent = this.agent;
-      this.#spawn(
-        actor,
+      const { agent } = this;
+      const strand = this.#spawn(
+        this.#actor!,
         agent,
         op,
         (outcome) => {
@@ -288,6 +304,11 @@ export class Run {
         },
         true,
       );
+      // As `yield*` would: at once to its first point, before which it does nothing.
+      const outer = agent.current;
+      agent.current = strand.task;
+      this.#advance(strand, undefined);
+      agent.current = outer;
     });
   }
 
@@ -324,6 +345,11 @@ export class Run {
     const entry = location * 2 + (write ? 1 : 0);
     const { length } = this.#footprint;
     if (length === 0 || this.#footprint[length - 1] !== entry) this.#footprint.push(entry);
+  }
+
+  /** Other threads may have been asked for something, or answered. */
+  touchMessages(): void {
+    if (this.#threads.length > 1) this.touch(MESSAGES_LOCATION, true);
   }
 
   /** Code of the scenario's runs. */
@@ -481,38 +507,64 @@ export class Run {
         task.effect = undefined;
       }
       this.#begin(strand.id, strand.actor, strand.next);
-      if (this.#threads.length > 1) this.touch(MESSAGES_LOCATION, true);
-      for (;;) {
-        let r;
-        try {
-          r = input ? task.op.throw(input.error) : task.op.next();
-        } catch (error) {
-          this.touchUser();
-          this.#strands.delete(strand.id);
-          task.settle({ error });
-          return true;
-        }
-        if (r.done === true) {
-          this.touchUser();
-          this.#strands.delete(strand.id);
-          task.settle({ value: r.value });
-          return true;
-        }
-        const at = r.value;
-        if (at.kind === "host") {
-          input = this.#host(task, at);
-          if (task.effect) strand.at = undefined;
-          else continue;
-        } else if (at.kind === "wait") task.effect = at;
-        // The same point of the same call: only the world's own code has run since.
-        if (at !== strand.at) this.touchUser();
-        strand.at = at;
-        strand.next = at.kind === "wait" ? `waits for ${at.what}` : at.what;
+      if (strand.outcome) {
+        this.#settle(strand, strand.outcome);
         return true;
       }
+      // Waits and the operations of a real memory may have to do with messages; other steps say so themselves.
+      if (effect || strand.real) this.touchMessages();
+      this.#advance(strand, input);
+      if (task.effect) this.touchMessages();
+      return true;
     } finally {
       agent.current = outer;
     }
+  }
+
+  /** To the next effect. */
+  #advance(strand: Strand, thrown: { error: unknown } | undefined): void {
+    const { task } = strand;
+    let input = thrown;
+    for (;;) {
+      let r;
+      try {
+        r = input ? task.op.throw(input.error) : task.op.next();
+      } catch (error) {
+        this.#end(strand, { error });
+        return;
+      }
+      if (r.done === true) {
+        this.#end(strand, { value: r.value });
+        return;
+      }
+      const at = r.value;
+      if (at.kind === "host") {
+        input = this.#host(task, at);
+        if (!task.effect) continue;
+        strand.at = undefined;
+      } else if (at.kind === "wait") task.effect = at;
+      // The same point of the same call: only the world's own code has run since.
+      if (at !== strand.at) this.touchUser();
+      strand.at = at;
+      strand.next = at.kind === "wait" ? `waits for ${at.what}` : at.what;
+      return;
+    }
+  }
+
+  #end(strand: Strand, outcome: { value: unknown } | { error: unknown }): void {
+    if (!strand.awaited) {
+      this.#settle(strand, outcome);
+      return;
+    }
+    strand.outcome = outcome;
+    strand.next = "goes on after its await";
+    strand.at = undefined;
+  }
+
+  #settle(strand: Strand, outcome: { value: unknown } | { error: unknown }): void {
+    this.touchUser();
+    this.#strands.delete(strand.id);
+    strand.task.settle(outcome);
   }
 
   #host(

@@ -466,6 +466,7 @@ export class SimNotifiers {
     judge: (answer: boolean | void) => void,
   ): MaybeOp<boolean | void> {
     if (range.blockable) return this.#callbackOp(name, range, body, judge);
+    const concerned = this.#concerns(range);
     let answer = this.#plain(name, body);
     if (isOp(answer) || isPromise(answer)) {
       this.run.violate(
@@ -476,7 +477,7 @@ export class SimNotifiers {
       // Driven as far as it goes, so that the schedule goes on as the scenario means it.
       answer = isOp(answer) ? (this.#drive(answer) as boolean | void) : true;
     }
-    if (answer === false && !this.#concerns(range))
+    if (answer === false && !concerned)
       this.run.violate(
         "refusal-without-overlap",
         `${name} refuses ${rangeText(range.start, range.end)}, of which no device of this space has a translation`,

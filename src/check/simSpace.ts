@@ -140,6 +140,7 @@ export class SimSpace {
   /** @internal */
   touchNotifiers(write: boolean): void {
     this.world.run.touch(this.#notifierLocation, write);
+    this.world.run.touchMessages();
   }
 
   #touch(vpn: number, write: boolean): void {
@@ -422,7 +423,14 @@ export class SimSpace {
    * What comes back may be out of date at once: that is what readRetry() is for. Errors: SegvError.
    */
   fault(address: number, access: "r" | "rw" = "rw"): Call<Translation> {
-    return this.world.call("fault", () => this.#faultOp("fault", address, access === "rw"));
+    return this.world.call("fault", () => this.#faultForDeviceOp(address, access === "rw"));
+  }
+
+  *#faultForDeviceOp(address: number, write: boolean): Op<Translation> {
+    const translation = yield* this.#faultOp("fault", address, write);
+    // Between the look into the page table and whatever the caller does with it others may run.
+    yield new Point("fault returns");
+    return translation;
   }
 
   *#faultOp(name: string, address: number, write: boolean): Op<Translation> {

@@ -56,7 +56,9 @@ export function renderTrace(traced: Traced): string {
       "-".repeat(24),
     ),
   );
-  for (const [step, { actor, state }] of trace.entries()) {
+  for (const [step, { actor, what, notes, state }] of trace.entries()) {
+    // Nothing to see: the agent has come to its first point.
+    if (what === "begins" && notes.length === 0 && state === (trace[step - 1]?.state ?? state)) continue;
     for (const [k, text] of cells[step]!.entries())
       lines.push(
         row(

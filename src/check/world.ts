@@ -3,6 +3,14 @@
  * Everything that agents share and the checker should see comes from here.
  */
 import { MmError } from "../errors.ts";
+import {
+  type AddressSpace,
+  isValid,
+  loadPte,
+  pfnOfPte,
+  type PhysicalMemory,
+  PTE_WRITE,
+} from "../mm/index.ts";
 import { createSubscriptions, invalidateOwnSecondaryTlbs, Notifiers, type Subs } from "../notifier/index.ts";
 import { type Agent, type Op, waitOp } from "../sched/index.ts";
 import type { WorldArena } from "./arena.ts";
@@ -83,6 +91,33 @@ export class World {
         spaceId === 0 ? space.pages * 4096 : end * 4096,
       );
     }
+  }
+
+  /**
+   * A real PhysicalMemory of 31 frames, as the thread that is running has it. Its spaces are real ones, without most of the
+   * oracles: await their Promise forms; in setup use `sync`. One thread's operations wait, and so can be interleaved, only
+   * where they need another thread: let mappings be changed in another one than the mirror's.
+   */
+  memory(): PhysicalMemory {
+    return this.#arena.memory(this.run.agent);
+  }
+
+  /** A device uses frame `pfn` for `address` of a real space, now: the oracle of stale and freed translations. */
+  deviceAccess(space: AddressSpace, address: number, pfn: number, kind: "read" | "write" = "read"): void {
+    const memory = this.memory();
+    const pte = loadPte(space, Math.floor(address / memory.pageSize));
+    const what = `${this.run.who} ${kind}s 0x${address.toString(16)} through frame ${pfn}`;
+    this.run.touchUser();
+    if (isValid(pte) && pfnOfPte(pte) === pfn) {
+      if (kind === "write" && (pte & PTE_WRITE) === 0)
+        this.run.violate("stale-write", `${what}; the page is read-only by now`);
+    } else if (memory.mm.frames.refcount(pfn) === 0)
+      this.run.violate("use-after-free", `${what}, which is free`);
+    else
+      this.run.violate(
+        kind === "read" ? "stale-read" : "stale-write",
+        `${what}; the page ${isValid(pte) ? `is in frame ${pfnOfPte(pte)}` : "has no translation"}`,
+      );
   }
 
   /** A device with a table of translations of `space`. In setup. */
