@@ -23,6 +23,7 @@ const publishedEntries = {
   cli: "src/cli/main.ts",
   mirrorWorker: "src/cli/mirrorWorker.ts",
   streamWorker: "src/cli/streamWorker.ts",
+  checkWorker: "src/cli/checkWorker.ts",
 };
 const testEntries = { ...publishedEntries, testing: "src/testing.ts" };
 

@@ -34,7 +34,7 @@ export interface ExploreOptions {
    * every order of steps. random: each step anybody's. pct: by priorities, some of which fall.
    */
   readonly mode?: Mode;
-  /** Most schedules to run; default 20,000. */
+  /** Most schedules to run; default 100,000. */
   readonly schedules?: number;
   /** Steps of a schedule that are chosen; what is longer ends with everybody in turn. Default 400. */
   readonly depth?: number;
@@ -81,7 +81,7 @@ export interface CheckResult {
   readonly seconds: number;
 }
 
-const DEFAULT_SCHEDULES = 20_000;
+export const DEFAULT_SCHEDULES = 100_000;
 export const DEFAULT_DEPTH = 400;
 const DEFAULT_CHANGES = 3;
 /** Bounds of preemptions of the first rounds, and which part of the schedules each of them gets at most. */

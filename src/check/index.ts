@@ -4,6 +4,7 @@ export { Device, type DeviceEntry, type DeviceOptions } from "./device.ts";
 export {
   type CheckResult,
   DEFAULT_DEPTH,
+  DEFAULT_SCHEDULES,
   explore,
   type ExploreOptions,
   type Mode,
@@ -13,6 +14,7 @@ export {
   type Violation,
 } from "./explore.ts";
 export type { Frame, SimFrames } from "./frames.ts";
+export { renderHtml } from "./html.ts";
 export { Cell, Pairing, SimMutex, SimRwLock, Tracked } from "./locks.ts";
 export { type Rule, RULES } from "./rules.ts";
 export type { TraceStep } from "./run.ts";

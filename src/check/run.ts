@@ -366,7 +366,8 @@ export class Run {
     if (this.#rules.has(rule)) return;
     this.#rules.add(rule);
     this.findings.push({ rule, message, steps: this.choices.length, actor: this.who });
-    this.#current?.notes.push(`✗ ${rule}: ${message}`);
+    const step = this.#current ?? this.trace.at(-1);
+    step?.notes.push(`✗ ${rule}: ${message}`);
   }
 
   threw(error: unknown, name: string): void {

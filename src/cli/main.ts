@@ -1,6 +1,7 @@
 /** Entry of the `bifolio` command. */
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
+import { DEFAULT_DEPTH, DEFAULT_SCHEDULES, type Mode, MODES } from "../check/index.ts";
 import { parseBytes } from "../units.ts";
 import {
   CommandError,
@@ -11,6 +12,7 @@ import {
   EXIT_USAGE,
   sentenceOf,
 } from "./commandError.ts";
+import { checkCommand, type CheckOptions } from "./checkCommand.ts";
 import { mirrorCommand, type MirrorOptions } from "./mirrorCommand.ts";
 import { programRunCommand, type ProgramRunOptions } from "./program/programCommand.ts";
 import { MOST_AGENTS } from "./run.ts";
@@ -18,6 +20,10 @@ import { MOST_AGENTS } from "./run.ts";
 const MOST_PASSES = 1000;
 const MOST_CHURN = 1_000_000;
 const MOST_SEED = 2 ** 32 - 1;
+const MOST_SCHEDULES = 1_000_000_000;
+const MOST_DEPTH = 100_000;
+const MOST_PREEMPTIONS = 1000;
+const MOST_TIMEOUT = 86_400;
 
 /** Reads a number within limits. */
 const number =
@@ -32,6 +38,12 @@ const bytes = (text: string): number => {
   const n = parseBytes(text);
   if (Number.isFinite(n)) return n;
   throw new InvalidArgumentError('It must be bytes, or a size such as "64MiB".');
+};
+
+const mode = (text: string): Mode => {
+  const known = MODES.find((name) => name === text);
+  if (known) return known;
+  throw new InvalidArgumentError(`It must be one of ${MODES.join(", ")}.`);
 };
 
 function version(): string {
@@ -80,6 +92,44 @@ function makeProgram(exit: (code: number) => void): Command {
     .option("--debug", "verify every invariant after each operation, which is slow", false)
     .action(async (paths: readonly string[], options: ProgramRunOptions) => {
       exit(await programRunCommand(paths, options));
+    });
+  program
+    .command("check")
+    .description(
+      "explore the interleavings of the scenarios that MODULE exports (see docs/checking.md), and print the shortest schedule that breaks a rule",
+    )
+    .argument("<MODULE>", "a JavaScript module whose exports scenario() of bifolio/check has made")
+    .option("--mode <mode>", MODES.join(", "), mode, "exhaustive")
+    .option(
+      "--schedules <n>",
+      "most schedules to run, for each scenario",
+      number(1, MOST_SCHEDULES),
+      DEFAULT_SCHEDULES,
+    )
+    .option(
+      "--depth <n>",
+      "steps of a schedule that are chosen; then everybody runs in turn",
+      number(1, MOST_DEPTH),
+      DEFAULT_DEPTH,
+    )
+    .option(
+      "--preemptions <n>",
+      "only schedules that interrupt an agent at most n times",
+      number(0, MOST_PREEMPTIONS),
+    )
+    .option("--seed <n>", "which schedules, in the modes random and pct", number(0, MOST_SEED), 1)
+    .option("--scenario <name>", "only this one")
+    .option("--replay <schedule>", "run one schedule, as a report names it")
+    .option("--html <file>", "write the report as a page, too")
+    .option(
+      "--timeout <s>",
+      "seconds after which a step counts as endless",
+      number(1, MOST_TIMEOUT, false),
+      10,
+    )
+    .option("--json", "print one JSON object", false)
+    .action(async (module: string, options: CheckOptions) => {
+      exit(await checkCommand(module, options));
     });
   return program;
 }
