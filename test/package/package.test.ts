@@ -197,9 +197,10 @@ describe("use", () => {
       `import * as bifolio from "bifolio";
        import * as notifier from "bifolio/notifier";
        import * as node from "bifolio/node";
+       import * as check from "bifolio/check";
        import * as program from "bifolio/program";
        import * as sync from "bifolio/sync";
-       export const all: unknown[] = [bifolio, notifier, node, program, sync];`,
+       export const all: unknown[] = [bifolio, notifier, node, check, program, sync];`,
     );
     const options = {
       target: "ES2022",

@@ -31,9 +31,9 @@ test("the API in one screen runs, and reads the file's first byte through the mi
   expect(stdout.trim()).toBe(String(firstByte));
 });
 
-/** The snippets of docs/notifiers.md, by the heading above them. */
-async function snippetUnder(heading: string): Promise<string> {
-  const text = await readFile(join(ROOT, "docs/notifiers.md"), "utf8");
+/** A snippet of a document, by the heading above it. */
+async function snippetUnder(heading: string, document = "docs/notifiers.md"): Promise<string> {
+  const text = await readFile(join(ROOT, document), "utf8");
   const section = text.split(/^#+ /m).find((part) => part.startsWith(`${heading}\n`));
   const snippet = /```js\n(.*?)```/s.exec(section ?? "")?.[1];
   if (snippet === undefined) throw new Error(`no snippet under "${heading}"`);
@@ -64,6 +64,31 @@ test.each(["With a lock", "With a list notifier"])(
   },
 );
 
+test("the example of docs/checking.md is broken as it says, and right once it asks", async () => {
+  const cli = join(ROOT, "dist/cli.js");
+  const snippet = await snippetUnder("An example", "docs/checking.md");
+  const check = async (name: string, source: string): Promise<{ code: number; stdout: string }> => {
+    const file = join(project, name);
+    await writeFile(file, source);
+    return run(process.execPath, [cli, "check", file]).then(
+      ({ stdout }) => ({ code: 0, stdout }),
+      (error: { code: number; stdout: string }) => error,
+    );
+  };
+  const broken = await check("forgets.mjs", snippet);
+  expect(broken.code).toBe(1);
+  expect(broken.stdout).toContain("4 rules broken");
+  expect(broken.stdout).toContain("✗ use-after-free, after 15 steps, by hardware");
+  const line = "      device.map(0, translation); // and nobody asks interval.readRetry(seq)\n";
+  expect(snippet).toContain(line);
+  const right = await check(
+    "asks.mjs",
+    snippet.replace(line, "      if (!interval.readRetry(seq)) device.map(0, translation);\n"),
+  );
+  expect(right.stdout).toContain("✓");
+  expect(right.code).toBe(0);
+}, 60_000);
+
 test("every relative link of the README and the documents leads to a file, and to a heading there", async () => {
   const anchorsOf = (text: string): string[] =>
     [...text.matchAll(/^#+ (.*)$/gm)].map((m) =>
@@ -72,7 +97,7 @@ test("every relative link of the README and the documents leads to a file, and t
         .replace(/[^\w\- ]/g, "")
         .replaceAll(" ", "-"),
     );
-  const documents = ["architecture", "conformance", "linux-names", "notifiers"].map(
+  const documents = ["architecture", "checking", "conformance", "linux-names", "notifiers"].map(
     (name) => `docs/${name}.md`,
   );
   for (const file of ["README.md", ...documents]) {
