@@ -30,6 +30,7 @@ const ROWS = [
   "ack",
   "streaming",
   "mirror",
+  "check",
 ];
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));

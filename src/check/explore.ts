@@ -89,6 +89,8 @@ const FIRST_BOUNDS: readonly number[] = [0, 1, 2];
 const FIRST_SHARE = 1 / 5;
 /** Once something has been found: so many more schedules, for a shorter one and for other rules. */
 const PATIENCE = 2000;
+/** Most steps, for each schedule that may be run: a loop that polls makes schedules as long as the depth. */
+const STEPS_A_SCHEDULE = 40;
 const REST_MS = 100;
 
 const macrotask = (): Promise<void> =>

@@ -13,7 +13,11 @@ export const INVARIANT_LOCATION = 1;
 export const MESSAGES_LOCATION = 2;
 export const FIRST_FREE_LOCATION = 3;
 
+/** First in the footprint of a step that commutes with none: it decides who may go on. */
+export const EVERYTHING = -1;
+
 export function conflict(a: Footprint, b: Footprint): boolean {
+  if (a[0] === EVERYTHING || b[0] === EVERYTHING) return true;
   for (const x of a) {
     for (const y of b) if (x >> 1 === y >> 1 && ((x | y) & 1) === 1) return true;
   }

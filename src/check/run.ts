@@ -16,6 +16,7 @@
 import { type Agent, isOp, isPromise, type Op, type PointEffect, type Task } from "../sched/index.ts";
 import type { Call } from "./call.ts";
 import {
+  EVERYTHING,
   FIRST_FREE_LOCATION,
   type Footprint,
   INVARIANT_LOCATION,
@@ -57,6 +58,8 @@ interface Strand {
   /** An operation of the real library, which does not say what it touches. */
   readonly real: boolean;
   outcome: { value: unknown } | { error: unknown } | undefined;
+  /** It has given way, and nobody else has moved since. */
+  gaveWay: boolean;
   /** The effect at which it stands; the same object again means that no code of the scenario's ran in between. */
   at: object | undefined;
   /** Where it is inside callbacks: the innermost last. */
@@ -140,6 +143,7 @@ export class Run {
   #actor: Actor | undefined;
   #footprint: number[] = [];
   #native = false;
+  #givenWay = 0;
   #settingUp = true;
   #locations: number = FIRST_FREE_LOCATION;
   #current: TraceStep | undefined;
@@ -244,6 +248,7 @@ export class Run {
       awaited,
       real,
       outcome: undefined,
+      gaveWay: false,
       at: undefined,
       callbacks: [],
     };
@@ -310,6 +315,15 @@ export class Run {
       this.#advance(strand, undefined);
       agent.current = outer;
     });
+  }
+
+  /** The strand that is running does not go on before somebody else has moved, if anybody can. */
+  giveWay(): void {
+    const strand = this.#strand;
+    if (!strand || strand.gaveWay) return;
+    strand.gaveWay = true;
+    this.#givenWay++;
+    this.#footprint.unshift(EVERYTHING);
   }
 
   /** Runs an operation to its end at once, where nothing else runs yet. */
@@ -415,7 +429,7 @@ export class Run {
   /** The last strand stands before a point, not in a wait: to take another one is a preemption. */
   get lastCouldGoOn(): boolean {
     const last = this.#strands.get(this.#last);
-    return last !== undefined && last.task.effect === undefined;
+    return last !== undefined && last.task.effect === undefined && !last.gaveWay;
   }
 
   get last(): number {
@@ -429,14 +443,22 @@ export class Run {
     return text;
   }
 
+  /** Whoever has given way is among them only where nobody else is. */
   #candidates(into: number[]): void {
+    this.#list(into, false);
+    if (into.length === 0 && this.#givenWay > 0) this.#list(into, true);
+  }
+
+  #list(into: number[], withThoseWhoGaveWay: boolean): void {
     into.length = 0;
     const last = this.#last;
-    for (const id of this.#strands.keys()) if (id !== last && !this.#blocked.has(id)) into.push(id);
+    for (const [id, { gaveWay }] of this.#strands)
+      if (id !== last && !this.#blocked.has(id) && (!gaveWay || withThoseWhoGaveWay)) into.push(id);
     for (const { agent, actor } of this.#threads)
       if (agent.wanted && actor.index !== last && !this.#blocked.has(actor.index)) into.push(actor.index);
     if (into.length > 1) into.sort((a, b) => a - b);
-    if (last >= 0 && !this.#blocked.has(last) && this.#exists(last)) into.unshift(last);
+    const gaveWay = this.#strands.get(last)?.gaveWay === true && !withThoseWhoGaveWay;
+    if (last >= 0 && !gaveWay && !this.#blocked.has(last) && this.#exists(last)) into.unshift(last);
   }
 
   #exists(id: number): boolean {
@@ -460,6 +482,13 @@ export class Run {
     }
     this.#strand = undefined;
     if (this.#blocked.size > 0) this.#blocked.clear();
+    if (this.#givenWay > 0) {
+      for (const other of this.#strands.values()) {
+        if (!other.gaveWay || other.id === id) continue;
+        other.gaveWay = false;
+        this.#givenWay--;
+      }
+    }
     this.#last = id;
     this.#look();
     if (this.#current) this.#current.state = this.describe();
@@ -492,6 +521,10 @@ export class Run {
 
   #step(strand: Strand): boolean {
     const { task, agent } = strand;
+    if (strand.gaveWay) {
+      strand.gaveWay = false;
+      this.#givenWay--;
+    }
     this.#strand = strand;
     this.#actor = strand.actor;
     let input: { error: unknown } | undefined;
@@ -565,6 +598,7 @@ export class Run {
   #settle(strand: Strand, outcome: { value: unknown } | { error: unknown }): void {
     this.touchUser();
     this.#strands.delete(strand.id);
+    if (strand.gaveWay) this.#givenWay--;
     strand.task.settle(outcome);
   }
 
@@ -612,7 +646,7 @@ export class Run {
     } finally {
       this.#checking = false;
     }
-    const writes = this.#footprint.some((x) => (x & 1) === 1 && this.#invariantReads.has(x >> 1));
+    const writes = this.#footprint.some((x) => x >= 0 && (x & 1) === 1 && this.#invariantReads.has(x >> 1));
     if (writes) this.touch(INVARIANT_LOCATION, true);
   }
 

@@ -414,6 +414,7 @@ export class SimNotifiers {
       wrapped[name] = (notifier, space, start, end) =>
         this.#plain(`${of(notifier).name}.${name}`, () => ops[name]!(notifier, space, start, end));
     }
+    if (ops.testYoung) this.aging++;
     if (ops.testYoung)
       wrapped.testYoung = (notifier, space, address) =>
         this.#plain(`${of(notifier).name}.testYoung`, () => ops.testYoung!(notifier, space, address));
@@ -597,17 +598,23 @@ export class SimNotifiers {
 
   clearFlushYoung(start: number, end: number): boolean {
     this.space.touchNotifiers(true);
-    return this.#real.clearFlushYoung(start, end);
+    const young = this.#real.clearFlushYoung(start, end);
+    this.space.judgeAge(start, end, young, true);
+    return young;
   }
 
   clearYoung(start: number, end: number): boolean {
     this.space.touchNotifiers(true);
-    return this.#real.clearYoung(start, end);
+    const young = this.#real.clearYoung(start, end);
+    this.space.judgeAge(start, end, young, true);
+    return young;
   }
 
   testYoung(address: number): boolean {
     this.space.touchNotifiers(false);
-    return this.#real.testYoung(address);
+    const young = this.#real.testYoung(address);
+    this.space.judgeAge(address, address + 1, young, false);
+    return young;
   }
 
   archInvalidateSecondaryTlbs(start: number, end: number): void {

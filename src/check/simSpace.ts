@@ -588,22 +588,22 @@ export class SimSpace {
   *#ageOp(first: number, end: number): Op<boolean> {
     yield new Point(`asks whether ${rangeText(first * PAGE, end * PAGE)} is young`);
     this.world.guardOperation("age");
-    const young = this.notifiers.clearFlushYoung(first * PAGE, end * PAGE);
-    this.judgeAge(first, end, young);
-    return young;
+    return this.notifiers.clearFlushYoung(first * PAGE, end * PAGE);
   }
 
-  /** @internal */
-  judgeAge(first: number, end: number, young: boolean): void {
-    if (this.world.run.tracing) this.world.run.note(young ? "young" : "old");
-    for (let vpn = first; vpn < end; vpn++) {
+  /** @internal What was answered about a range, and whether the answer has cleared the accessed state. */
+  judgeAge(start: number, end: number, young: boolean, clears: boolean): void {
+    const { run } = this.world;
+    if (run.tracing) run.note(young ? "young" : "old");
+    const last = Math.min(this.pages, Math.ceil(end / PAGE));
+    for (let vpn = Math.max(0, Math.floor(start / PAGE)); vpn < last; vpn++) {
       this.#touch(vpn, true);
       if (this.#usedByDevice[vpn] && !young && this.notifiers.aging > 0)
-        this.world.run.violate(
+        run.violate(
           "wrong-age",
-          `${rangeText(first * PAGE, end * PAGE)} is reported old; the device has used ${this.#pageName(vpn)}`,
+          `${rangeText(start, end)} is reported old; the device has used ${this.#pageName(vpn)}`,
         );
-      this.#usedByDevice[vpn] = false;
+      if (clears) this.#usedByDevice[vpn] = false;
     }
   }
 

@@ -168,6 +168,19 @@ export class World {
     yield new Point(what);
   }
 
+  /**
+   * A scheduling point in a loop that looks again and again: somebody else goes first, if anybody can. Where it can be said
+   * what is waited for, until() is better.
+   */
+  giveWay(what: string = "looks again"): Call<void> {
+    return this.call("giveWay", () => this.#giveWayOp(what));
+  }
+
+  *#giveWayOp(what: string): Op<void> {
+    this.run.giveWay();
+    yield new Point(what);
+  }
+
   /** Waits until `condition` is true; it must only look. */
   until(condition: () => boolean, what: string = "a condition"): Call<void> {
     return this.call("until", () => this.#untilOp(condition, what));

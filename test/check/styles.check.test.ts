@@ -559,3 +559,70 @@ describe("more rules", () => {
       expect((await replay(own, schedule)).violations.map((v) => v.rule)).toContain(rule);
   });
 });
+
+describe("loops that poll", () => {
+  const polls = (gives: boolean): Scenario =>
+    scenario({
+      setup: (world) => ({ done: world.cell("done", false) }),
+      agents: {
+        *waits({ done }, world) {
+          while (!done.value) yield* gives ? world.giveWay() : world.point("looks again");
+        },
+        *works({ done }, world) {
+          for (let k = 0; k < 3; k++) yield* world.point(`works ${k}`);
+          done.value = true;
+        },
+      },
+    });
+
+  test("are explored to the end where they give way", () => expectNothing(polls(true)));
+
+  test("are no livelock where they do not, and end by the bounds", async () => {
+    const { violations, steps } = await explore(polls(false), { schedules: 1000, depth: 50 });
+    expect(violations).toEqual([]);
+    expect(steps).toBeLessThan(50_000);
+  });
+
+  test("alone are a livelock", async () => {
+    const alone = scenario({
+      setup: (world) => world.cell("never", false),
+      agents: {
+        *waits(never, world) {
+          while (!never.value) yield* world.giveWay();
+        },
+      },
+    });
+    expect(await rulesOf(alone)).toEqual(["no-progress"]);
+  });
+});
+
+describe("questions of age", () => {
+  const asks = (honest: boolean): Scenario =>
+    scenario({
+      setup(world) {
+        const space = world.space();
+        const device = world.device(space);
+        device.map(0, space.entry(0)!);
+        const ops = {
+          testYoung: (_notifier: unknown, _space: unknown, address: number) =>
+            honest && device.entry(address)?.accessed === true,
+        };
+        space.notifiers.sync.register(new MmuNotifier(ops));
+        return { space, device };
+      },
+      agents: {
+        *uses({ device }) {
+          yield* device.read(0);
+        },
+        *asks({ space }, world) {
+          yield* world.point("asks");
+          space.notifiers.testYoung(0);
+        },
+      },
+    });
+
+  test("that are answered honestly", () => expectNothing(asks(true)));
+  test("that are not", async () => {
+    expect(await rulesOf(asks(false))).toEqual(["wrong-age"]);
+  });
+});
