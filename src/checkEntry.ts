@@ -10,6 +10,7 @@ export {
   type DeviceOptions,
   explore,
   type ExploreOptions,
+  type FaultOptions,
   type Frame,
   isScenario,
   type Mode,

@@ -28,6 +28,13 @@ export {
 } from "./scenario.ts";
 export { ScenarioError } from "./scenarioError.ts";
 export { type SimInterval, type SimIntervalOps, SimNotifiers } from "./simNotifiers.ts";
-export { type OperationOptions, PAGE, SimSpace, type SpaceOptions, type Translation } from "./simSpace.ts";
+export {
+  type FaultOptions,
+  type OperationOptions,
+  PAGE,
+  SimSpace,
+  type SpaceOptions,
+  type Translation,
+} from "./simSpace.ts";
 export { renderTrace } from "./trace.ts";
 export { World } from "./world.ts";

@@ -179,7 +179,8 @@ export class Run {
 
   /** The thread that is running; the first one while the scenario is set up. */
   get agent(): Agent {
-    return this.#strand?.agent ?? this.#threads[0]!.agent;
+    const serving = this.#strand ? undefined : this.#threads.find(({ actor }) => actor === this.#serving);
+    return this.#strand?.agent ?? serving?.agent ?? this.#threads[0]!.agent;
   }
 
   /** An agent has come to its end; or it is no agent of the scenario's. */

@@ -334,6 +334,11 @@ export class SimNotifiers {
     if (listed && notifier.users === 0) listed.open = 0;
   }
 
+  /** @internal The core's message to the thread that has put notifiers. */
+  free(): void {
+    this.#real.free();
+  }
+
   synchronize(): Call<void> {
     return this.call("synchronize", () => this.#synchronizeOp());
   }

@@ -51,6 +51,17 @@ export interface SpaceOptions {
   readonly populate?: boolean;
   /** Pages are shared with somebody, as after a fork: the first write copies. */
   readonly copyOnWrite?: boolean;
+  /**
+   * Pages are writable and clean: whoever writes through them has to say so with markDirty(). Default false, as in an
+   * AddressSpace, where what is writable is dirty already.
+   */
+  readonly clean?: boolean;
+}
+
+/** What a fault leaves to the caller. */
+export interface FaultOptions {
+  /** False: the page stays clean; the device has dirty bits of its own, to be handed over with markDirty(). Default true. */
+  readonly dirty?: boolean;
 }
 
 /** How an operation is started. */
@@ -89,7 +100,7 @@ export class SimSpace {
 
   /** @internal */
   constructor(world: World, id: number, options: SpaceOptions, real: (thread: number) => Notifiers) {
-    const { pages = 1, populate = true, copyOnWrite = false } = options;
+    const { pages = 1, populate = true, copyOnWrite = false, clean = false } = options;
     this.world = world;
     this.id = id;
     this.name = options.name ?? (id === 1 ? "space" : `space ${id}`);
@@ -112,7 +123,8 @@ export class SimSpace {
         const frame = world.frames.write(pfn);
         frame.mapped = true;
         frame.shared = copyOnWrite;
-        this.#entries[vpn] = { pfn, write: !copyOnWrite, dirty: false, accessed: false };
+        frame.dirty = !clean && !copyOnWrite;
+        this.#entries[vpn] = { pfn, write: !copyOnWrite, dirty: frame.dirty, accessed: false };
       }
     }
   }
@@ -422,18 +434,20 @@ export class SimSpace {
    * What a secondary MMU's fault asks: the translation of a page, which is made present and, for "rw", writable and dirty.
    * What comes back may be out of date at once: that is what readRetry() is for. Errors: SegvError.
    */
-  fault(address: number, access: "r" | "rw" = "rw"): Call<Translation> {
-    return this.world.call("fault", () => this.#faultForDeviceOp(address, access === "rw"));
+  fault(address: number, access: "r" | "rw" = "rw", options: FaultOptions = {}): Call<Translation> {
+    return this.world.call("fault", () =>
+      this.#faultForDeviceOp(address, access === "rw", options.dirty ?? true),
+    );
   }
 
-  *#faultForDeviceOp(address: number, write: boolean): Op<Translation> {
-    const translation = yield* this.#faultOp("fault", address, write);
+  *#faultForDeviceOp(address: number, write: boolean, dirty: boolean): Op<Translation> {
+    const translation = yield* this.#faultOp("fault", address, write, dirty);
     // Between the look into the page table and whatever the caller does with it others may run.
     yield new Point("fault returns");
     return translation;
   }
 
-  *#faultOp(name: string, address: number, write: boolean): Op<Translation> {
+  *#faultOp(name: string, address: number, write: boolean, dirty = true): Op<Translation> {
     const vpn = this.#vpn(address, name);
     yield new Point(`${name} ${hex(vpn * PAGE)} ${write ? "rw" : "r"}`);
     if (this.world.run.callback !== undefined) {
@@ -461,7 +475,7 @@ export class SimSpace {
           this.#entries[vpn] = entry;
         }
         if (!write || entry.write) {
-          if (write) {
+          if (write && dirty) {
             this.#touch(vpn, true);
             entry.dirty = true;
             this.world.frames.write(entry.pfn).dirty = true;
@@ -720,7 +734,7 @@ export class SimSpace {
       run.violate(kind === "read" ? "stale-read" : "stale-write", `${what}; the page ${now}`);
     } else if (kind === "write" && !entry.write)
       run.violate("stale-write", `${what}; the page is read-only by now`);
-    else this.#judgeOpen(kind, vpn, what);
+    else if (frame.references === 0) this.#judgeOpen(kind, vpn, what); // a pin needs no notification
     if (kind === "write") {
       frame.value = value;
       frame.version = ++this.world.clock;

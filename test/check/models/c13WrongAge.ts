@@ -44,7 +44,7 @@ const dirtyModel = (handsOver: boolean): Scenario =>
   scenario({
     name: `callback that ${handsOver ? "hands over" : "drops"} dirty bits`,
     setup(world) {
-      const space = world.space();
+      const space = world.space({ clean: true });
       const device = world.device(space);
       device.map(0, space.entry(0)!); // writable, and the primary's entry is clean
       space.notifiers.sync.insert(
