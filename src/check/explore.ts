@@ -225,6 +225,7 @@ class Exploration {
 
   /** Enough: the bound is reached, or something has been found and nothing new for a while. */
   #enough(most: number): boolean {
+    if (this.#steps >= this.#most * STEPS_A_SCHEDULE) return true;
     return this.#schedules >= most || (this.#best.size > 0 && this.#schedules - this.#lastNews > PATIENCE);
   }
 

@@ -167,11 +167,12 @@ export class Run {
   /** Preconditions: every actor of the scenario's has been added. */
   addThread(agent: Agent, name: string): void {
     const actor = this.addActor(name, true);
+    actor.strands = 1; // the first number is that of answering itself
     this.#threads.push({ agent, actor });
     agent.takeOver = (op, settle) => {
       const by = this.#strand;
       const served = by === undefined && this.#serving === actor;
-      this.#spawn(served ? actor : (this.#actor ?? actor), agent, op, settle, !served, true);
+      this.#beginNow(this.#spawn(served ? actor : (this.#actor ?? actor), agent, op, settle, !served, true));
     };
   }
 
@@ -245,7 +246,7 @@ export class Run {
       actor,
       agent,
       task,
-      next: awaited ? "runs its operation" : "begins",
+      next: "begins",
       awaited,
       real,
       outcome: undefined,
@@ -310,12 +311,20 @@ export class Run {
         },
         true,
       );
-      // As `yield*` would: at once to its first point, before which it does nothing.
-      const outer = agent.current;
-      agent.current = strand.task;
-      this.#advance(strand, undefined);
-      agent.current = outer;
+      this.#beginNow(strand);
     });
+  }
+
+  /** As `yield*` and the async driver do: at once to the first effect. */
+  #beginNow(strand: Strand): void {
+    const { agent, task } = strand;
+    const outer = { strand: this.#strand, task: agent.current };
+    this.#strand = strand;
+    agent.current = task;
+    this.touchMessages();
+    this.#advance(strand, undefined);
+    agent.current = outer.task;
+    this.#strand = outer.strand;
   }
 
   /** The strand that is running does not go on before somebody else has moved, if anybody can. */
