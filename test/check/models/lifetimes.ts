@@ -46,6 +46,18 @@ const withSpace = <C>(
 
 export const LIFETIMES: readonly Scenario[] = [
   withSpace(
+    "a list notifier is registered beside an open range of its own thread, and hears no end without its start",
+    (world) => ({ ops: counted(world, world.object("the late one"), "late", false) }),
+    {
+      *registers({ space, ops }) {
+        yield* space.notifiers.register(new MmuNotifier(ops));
+      },
+      *mm({ space }) {
+        yield* space.dontneed(0, PAGE);
+      },
+    },
+  ),
+  withSpace(
     "a list notifier is registered while a range is open, and hears no end without its start",
     (world) => ({ ops: counted(world, world.object("the late one"), "late", false) }),
     {
