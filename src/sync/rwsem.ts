@@ -106,6 +106,16 @@ export function unlockRead(agent: Agent, sem: number, rank: LockRank): void {
   if (Atomics.load(agent.words, sem + RW_WRITER) !== 0) wakeQueue(agent.words, sem + RW_QUEUE);
 }
 
+/** Another operation of this agent goes on with a share that is held here: it calls adoptRead(), and gives it back. */
+export function passRead(agent: Agent, rank: LockRank): void {
+  if (agent.debug) lockdepRelease(agent, rank);
+}
+
+/** See passRead(). */
+export function adoptRead(agent: Agent, rank: LockRank): void {
+  if (agent.debug) lockdepAcquire(agent, rank);
+}
+
 /** Owner id of an agent that holds the semaphore for reading, 0 if none does. The own agent first: see needsEventLoop(). */
 function someReader(agent: Agent, sem: number): number {
   if (Atomics.load(agent.words, sem + RW_READERS + agent.slot) !== 0) return agent.ownerId;
