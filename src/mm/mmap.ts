@@ -33,7 +33,7 @@ import {
   reserveVma,
   type VmaKind,
 } from "./vma.ts";
-import { clearGuards, dropTaken, takeRangeOp } from "./zap.ts";
+import { clearGuards, zapRangeOp } from "./zap.ts";
 
 export interface MapRequest {
   /** Bytes, rounded up to pages. */
@@ -183,7 +183,7 @@ export function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op
   try {
     const range = yield* openOp(space, start, end, MmuNotifierEvent.Unmap);
     try {
-      dropTaken(space, yield* takeRangeOp(space, start / pageSize, end / pageSize));
+      yield* zapRangeOp(space, start / pageSize, end / pageSize);
       // From here on nothing waits and nothing fails.
       clearGuards(space, start / pageSize, end / pageSize);
       const files = removeVmas(space, start, end, spares);
