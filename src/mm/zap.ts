@@ -29,7 +29,7 @@ import {
   settleBusy,
 } from "./pte.ts";
 import { INDEX_END, LEAF_ENTRIES, radixStretches } from "./radix.ts";
-import { awaitAcksOp, markRange, markTlbs } from "./shootdown.ts";
+import { awaitAcksOp, markRange, markTlbs, NO_ACKS, type PendingAck } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 
 /** Entries that were changed, and what they were. */
@@ -144,6 +144,26 @@ export function* zapRangeOp(space: SpaceCore, start: number, end: number, wants?
   return any;
 }
 
+/** As zapRangeOp(). Undefined where nobody had to be waited for, else the rest, which the caller yields at once. */
+export function zapRange(space: SpaceCore, start: number, end: number): Op<void> | undefined {
+  const taken = takeEntries(space, start, end, true, undefined);
+  const acks = isAny(taken) ? markRange(space, start, end) : NO_ACKS;
+  if (acks.length > 0 || taken.blocked) return finishZapOp(space, start, end, taken, acks);
+  drop(space, taken);
+  return undefined;
+}
+
+function* finishZapOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  taken: Taken,
+  acks: readonly PendingAck[],
+): Op<void> {
+  if (!(yield* settleTakenOp(space, start, end, taken, acks))) yield* zapRangeOp(space, start, end);
+  else drop(space, taken);
+}
+
 function* takeOp(
   space: SpaceCore,
   start: number,
@@ -153,19 +173,32 @@ function* takeOp(
 ): Op<Taken> {
   for (;;) {
     const taken = takeEntries(space, start, end, whole, wants);
-    try {
-      if (isAny(taken)) yield* awaitAcksOp(space, markRange(space, start, end));
-    } catch (error) {
-      putBack(space, taken);
-      throw error;
-    }
-    if (!taken.blocked) return taken;
-    // Settle ours before waiting for theirs: two that hold each other's would wait for ever. Where the wait may be
-    // refused, by putting everything back; else by going ahead, so that two that meet do not start over for ever.
-    if (space.agent.current?.mode === "try") putBack(space, taken);
-    else drop(space, taken);
-    yield* waitWhileBusyOp(space, start, end);
+    const acks = isAny(taken) ? markRange(space, start, end) : NO_ACKS;
+    if (yield* settleTakenOp(space, start, end, taken, acks)) return taken;
   }
+}
+
+/** Waits for the acknowledgements of what was taken. False: others were taking entries away, and it has to be done again. */
+function* settleTakenOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  taken: Taken,
+  acks: readonly PendingAck[],
+): Op<boolean> {
+  try {
+    yield* awaitAcksOp(space, acks);
+  } catch (error) {
+    putBack(space, taken);
+    throw error;
+  }
+  if (!taken.blocked) return true;
+  // Settle ours before waiting for theirs: two that hold each other's would wait for ever. Where the wait may be
+  // refused, by putting everything back; else by going ahead, so that two that meet do not start over for ever.
+  if (space.agent.current?.mode === "try") putBack(space, taken);
+  else drop(space, taken);
+  yield* waitWhileBusyOp(space, start, end);
+  return false;
 }
 
 function* waitWhileBusyOp(space: SpaceCore, start: number, end: number): Op<void> {
@@ -235,13 +268,45 @@ export function* changeRangeOp(
   contended: boolean,
   wants?: Wants,
 ): Op<void> {
+  const rest = changeRange(space, start, end, clear, set, contended, wants);
+  if (rest) yield* rest;
+}
+
+/** As changeRangeOp(). Undefined where nobody had to be waited for, else the rest, which the caller yields at once. */
+export function changeRange(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  clear: number,
+  set: number,
+  contended: boolean,
+  wants?: Wants,
+): Op<void> | undefined {
   const changed: Changed = { entries: [], olds: [] };
+  const reduced = changeEntries(space, start, end, clear, set, changed, wants);
+  const rivals = contended && clear !== 0;
+  const acks = reduced || rivals ? markRange(space, start, end) : NO_ACKS;
+  if (acks.length === 0 && !(rivals && firstBusy(space, start, end) !== 0)) return undefined;
+  return settleChangeOp(space, start, end, clear, set, rivals, changed, acks, wants);
+}
+
+function* settleChangeOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  clear: number,
+  set: number,
+  rivals: boolean,
+  changed: Changed,
+  acks: readonly PendingAck[],
+  wants: Wants | undefined,
+): Op<void> {
   try {
-    for (;;) {
-      const reduced = changeEntries(space, start, end, clear, set, changed, wants);
-      if (reduced || (contended && clear !== 0)) yield* awaitAcksOp(space, markRange(space, start, end));
-      if (!contended || clear === 0 || firstBusy(space, start, end) === 0) return;
+    for (let pending = acks; ; pending = markRange(space, start, end)) {
+      yield* awaitAcksOp(space, pending);
+      if (!rivals || firstBusy(space, start, end) === 0) return;
       yield* waitWhileBusyOp(space, start, end);
+      changeEntries(space, start, end, clear, set, changed, wants);
     }
   } catch (error) {
     restoreBits(space, changed, clear, set);

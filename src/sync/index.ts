@@ -11,6 +11,7 @@ export {
   reapRwSem,
   rwSemWords,
   tryLockRead,
+  tryLockWrite,
   unlockRead,
   unlockWrite,
 } from "./rwsem.ts";

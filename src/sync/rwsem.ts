@@ -136,8 +136,14 @@ function dropWriter(agent: Agent, sem: number): void {
   wakeQueue(agent.words, sem + RW_QUEUE);
 }
 
-/** Takes the lock where nobody has it. */
-function tryLockWrite(agent: Agent, sem: number): boolean {
+/** Takes the lock where nobody has it, unless fast paths are off. */
+export function tryLockWrite(agent: Agent, sem: number, rank: LockRank): boolean {
+  if (!agent.fastPaths || !claimFree(agent, sem)) return false;
+  if (agent.debug) lockdepAcquire(agent, rank);
+  return true;
+}
+
+function claimFree(agent: Agent, sem: number): boolean {
   if (!claimWriter(agent, sem)) return false;
   if (someReader(agent, sem) === 0) {
     clearHandoff(agent, sem);
@@ -149,10 +155,7 @@ function tryLockWrite(agent: Agent, sem: number): boolean {
 
 export function* lockWriteOp(agent: Agent, sem: number, rank: LockRank, what: string): Op<void> {
   if (agent.debug) lockdepCheck(agent, rank);
-  if (agent.fastPaths && tryLockWrite(agent, sem)) {
-    if (agent.debug) lockdepAcquire(agent, rank);
-    return;
-  }
+  if (tryLockWrite(agent, sem, rank)) return;
   if (!agent.fastPaths) yield { kind: "point", what };
   try {
     yield* waitOp(
