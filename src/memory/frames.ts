@@ -40,6 +40,7 @@ import {
   MEM_SEGMENT_FRAMES,
   MEM_USED,
   MEM_ZERO_BITS,
+  PG_DIRTY,
   PG_LOCK_MASK,
   PG_LOCK_SHIFT,
   PG_RESERVED,
@@ -397,6 +398,53 @@ export class Frames {
       done += n < 0 ? ~n : n;
       if (n < 0) this.#ranOut(pfn + done - 1);
     }
+  }
+
+  /**
+   * Gives back what page-table words mapped that kernels.takeRange() took: `count` words from `entry` on, their old values
+   * from word `olds` on, which this overwrites. The words become 0. A frame whose old value has `want` in `mask` becomes dirty.
+   */
+  dropMapped(
+    entry: number,
+    olds: number,
+    count: number,
+    { shift, mask, want }: { shift: number; mask: number; want: number },
+  ): void {
+    const { kernels, agent } = this;
+    const ended = kernels.dropRange(
+      entry * WORD_BYTES,
+      olds * WORD_BYTES,
+      count,
+      shift,
+      mask,
+      want,
+      FOLIO_WORDS * WORD_BYTES,
+      (this.#folios + FOLIO_FLAGS) * WORD_BYTES,
+      PG_DIRTY,
+      (this.#folios + FOLIO_REFCOUNT) * WORD_BYTES,
+      (this.#folios + FOLIO_MAPCOUNT) * WORD_BYTES,
+    );
+    if (agent.debug) for (let k = 0; k < ended; k++) this.#ranOut(agent.words[olds + k]!);
+    else if (ended > 0) this.#releaseListed(olds, ended);
+  }
+
+  /** As #release() for `count` frames, listed from word `list` on. */
+  #releaseListed(list: number, count: number): void {
+    const w = this.agent.words;
+    const hint = w[list]! >>> GROUP_SHIFT;
+    const twice = this.kernels.freeRange(
+      list * WORD_BYTES,
+      count,
+      FOLIO_WORDS * WORD_BYTES,
+      (this.#folios + FOLIO_FLAGS) * WORD_BYTES,
+      (this.#folios + FOLIO_MAPPING) * WORD_BYTES,
+      (this.#folios + FOLIO_INDEX) * WORD_BYTES,
+      this.#freeBits * WORD_BYTES,
+      this.#zeroBits * WORD_BYTES,
+    );
+    if (twice !== 0) panic(`F1: frame ${twice} freed twice`);
+    this.#countUsed(-count);
+    w[this.header + MEM_FREE_HINT] = hint;
   }
 
   #ranOut(pfn: number): void {

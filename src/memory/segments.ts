@@ -57,6 +57,48 @@ export interface Kernels {
     stride: number,
     shift: number,
   ): number;
+  /**
+   * `count` page-table words from byte `ptr`: each valid one becomes `(old & keep) | busy`, and goes to the word of `out`
+   * with the same number, where the others have 0. Returns how many; as ~n if one that is not valid has the bit `wait`.
+   */
+  takeRange(ptr: number, count: number, keep: number, busy: number, wait: number, out: number): number;
+  /**
+   * What takeRange() took: the words become 0, and the frame `old >>> shift` of each loses a mapping and a reference, but
+   * frame 0; first it gets the flags `dirty` if `old & mask` is `want`. The words of frame 0 lie at `flags`, `ref` and `map`,
+   * those of the next `stride` bytes further. Returns how many frames ran out; they are listed from `olds` on.
+   */
+  dropRange(
+    ptr: number,
+    olds: number,
+    count: number,
+    shift: number,
+    mask: number,
+    want: number,
+    stride: number,
+    flags: number,
+    dirty: number,
+    ref: number,
+    map: number,
+  ): number;
+  /**
+   * Frees the frames listed: the words at `a`, `b` and `c` of each become 0, its bit at `zero` 0 and then that at `free` 1.
+   * Returns 0, or a frame that was free before.
+   */
+  freeRange(
+    list: number,
+    count: number,
+    stride: number,
+    a: number,
+    b: number,
+    c: number,
+    free: number,
+    zero: number,
+  ): number;
+  /**
+   * Of an own table of pairs, tag `n & mask` becomes `none` if it is `n` or `n | far`, for `count` numbers from `first` on.
+   * Who loads a tag atomically and finds `none` sees all stores before.
+   */
+  dropTags(table: number, mask: number, first: number, count: number, far: number, none: number): void;
 }
 
 export function allocateSegment(bytes: number): WebAssembly.Memory {
@@ -165,6 +207,55 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
         words[(dst >>> 2) + k] = word;
       }
       return others;
+    },
+    takeRange: (ptr, count, keep, busy, wait, out) => {
+      let taken = 0;
+      let blocked = 0;
+      for (let n = 0; n < count; n++) {
+        const at = (ptr >>> 2) + n;
+        let old = Atomics.load(words, at);
+        while ((old & 1) === 1) {
+          const found = Atomics.compareExchange(words, at, old, (old & keep) | busy);
+          if (found === old) break;
+          old = found;
+        }
+        const valid = (old & 1) === 1;
+        if (valid) taken++;
+        else blocked |= old & wait;
+        words[(out >>> 2) + n] = valid ? old : 0;
+      }
+      return blocked === 0 ? taken : ~taken;
+    },
+    dropRange: (ptr, olds, count, shift, mask, want, stride, flags, dirty, ref, map) => {
+      let ended = 0;
+      for (let n = 0; n < count; n++) {
+        const old = words[(olds >>> 2) + n]!;
+        if (old === 0) continue;
+        Atomics.store(words, (ptr >>> 2) + n, 0);
+        const pfn = old >>> shift;
+        if (pfn === 0) continue;
+        if ((old & mask) === want) Atomics.or(words, (flags + pfn * stride) >>> 2, dirty);
+        Atomics.sub(words, (map + pfn * stride) >>> 2, 1);
+        if (Atomics.sub(words, (ref + pfn * stride) >>> 2, 1) <= 1) words[(olds >>> 2) + ended++] = pfn;
+      }
+      return ended;
+    },
+    freeRange: (list, count, stride, a, b, c, free, zero) => {
+      let wrong = 0;
+      for (let n = 0; n < count; n++) {
+        const pfn = words[(list >>> 2) + n]!;
+        for (const field of [a, b, c]) words[(field + pfn * stride) >>> 2] = 0;
+        const bit = 1 << (pfn & 31);
+        Atomics.and(words, (zero >>> 2) + (pfn >>> 5), ~bit);
+        if ((Atomics.or(words, (free >>> 2) + (pfn >>> 5), bit) & bit) !== 0) wrong = pfn;
+      }
+      return wrong;
+    },
+    dropTags: (table, mask, first, count, far, none) => {
+      for (let n = first; n < first + count; n++) {
+        const k = (table >>> 2) + 2 * (n & mask);
+        if (words[k] === n || words[k] === (n | far)) Atomics.store(words, k, none);
+      }
     },
   };
 }

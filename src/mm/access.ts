@@ -9,7 +9,7 @@ import { isMmError, MmError, SegvError } from "../errors.ts";
 import { ZERO_PFN } from "../memory/index.ts";
 import type { Notifiers } from "../notifier/index.ts";
 import { type Op, runBlocking } from "../sched/index.ts";
-import { FAULT_DONE, faultOp, tryFault } from "./fault.ts";
+import { FAULT_DONE, faultNow, faultOp, tryFault } from "./fault.ts";
 import type { Space } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { makePte, PTE_ACCESSED, PTE_PFN, PTE_READ, PTE_VALID } from "./pte.ts";
@@ -102,15 +102,19 @@ export class SpaceAccess extends SpaceCore {
 
   /** Frame of a page, faulting in place; blocks where the agent may, else EAGAIN where it would have to. A safepoint. */
   locate(vpn: number, write: boolean, address: number): number {
+    this.#begin();
     for (;;) {
-      const pfn = this.tryLocate(vpn, write);
+      const pfn = this.peek(vpn, write);
       if (pfn >= 0) return pfn;
       try {
-        runBlocking(this.agent, faultOp(this, vpn, write, address));
+        const rest = faultNow(this, vpn, write, address);
+        if (!rest) continue;
+        runBlocking(this.agent, rest);
       } catch (error) {
         if (isMmError(error, "EAGAIN")) missing.set(error, { space: this, vpn, write });
         throw error;
       }
+      this.#begin();
     }
   }
 

@@ -2,7 +2,9 @@
  * Faults: making a page-table entry that permits an access. Linux: mm/memory.c, handle_mm_fault().
  *
  * tryFault() is the fast path, a plain function under mmapLock for reading; it says what it lacks. faultOp() gets that
- * with no lock held (a page from its file, a free frame) and tries again.
+ * with no lock held (a page from its file, a free frame) and tries again. faultNow() is the fast path of an access that
+ * may block: it also tells subscribers, and hands a range that is open over to an operation where somebody has to be
+ * waited for.
  *
  *   access          entry      mapping              what happens                               event
  *   read            none       anonymous            the zero page, read-only                   -
@@ -27,9 +29,11 @@ import {
   makeRange,
   MmuNotifierEvent,
   openRange,
+  type OpenRange,
 } from "../notifier/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
-import { LockRank, lockReadOp, tryLockRead, unlockRead } from "../sync/index.ts";
+import { adoptRead, LockRank, lockReadOp, passRead, tryLockRead, unlockRead } from "../sync/index.ts";
+import type { Pfn } from "../units.ts";
 import {
   CT_COW,
   CT_EVENTS,
@@ -46,7 +50,7 @@ import {
 import { prepareAnon } from "./anonVma.ts";
 import { batchReplaced, isBatched } from "./batches.ts";
 import { unuseFile, useFile } from "./files.ts";
-import { unuseSpace, useSpace } from "./lifetime.ts";
+import { joinSpace, unuseSpace, useSpace } from "./lifetime.ts";
 import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
@@ -414,38 +418,96 @@ function installCopy(space: SpaceCore, vpn: number, entry: Pte, old: number, fre
   mm.count(CT_COW);
 }
 
+/** What tryCopy() came to. */
+const COPIED: number = 0;
+const NOT_NEEDED: number = 1; // somebody else did it: the access tries again
+const WAITS: number = 2; //      for another agent, or for whoever changes the entry; nothing is changed
+
+/** Copies the page of an entry to `fresh`, if nobody has to be waited for. Preconditions: an open range; mmapLock. */
+function tryCopy(space: SpaceCore, vpn: number, fresh: number): number {
+  const { agent } = space;
+  const w = agent.words;
+  const entry = radixFind(w, space.pgd, vpn);
+  const pte = Atomics.load(w, entry);
+  if (isBusy(pte)) return WAITS;
+  if (!isValid(pte) || !needsCopy(pte)) return NOT_NEEDED;
+  if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) !== pte) return WAITS;
+  if (markRange(space, vpn, vpn + 1).length === 0) {
+    installCopy(space, vpn, entry, pfnOfPte(pte), fresh);
+    return COPIED;
+  }
+  Atomics.store(w, entry, pte);
+  wakeQueue(w, space.slot + SP_FAULTQ);
+  return WAITS;
+}
+
 /**
  * The fast path of copyOnWriteOp(): where no notifier listens and no other agent that runs has the page in its TLB.
  * Preconditions: mmapLock held for reading.
  */
 function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
-  const { agent, mm } = space;
-  const w = agent.words;
+  const { mm } = space;
   const c = space.notifiers.context;
-  if (!beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
-    endRange(c);
-    return FAULT_COW;
-  }
   let result = FAULT_COW;
-  const fresh = mm.frames.tryAlloc(false);
-  const entry = radixFind(w, space.pgd, vpn);
-  const pte = Atomics.load(w, entry);
-  if (fresh === 0) result = FAULT_FRAME;
-  else if (!isValid(pte) || !needsCopy(pte))
-    result = FAULT_DONE; // somebody else did it: the access tries again
-  else if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) === pte) {
-    if (markRange(space, vpn, vpn + 1).length === 0) {
-      mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-      installCopy(space, vpn, entry, pfnOfPte(pte), fresh);
-      endRange(c);
-      return FAULT_DONE;
-    }
-    Atomics.store(w, entry, pte);
-    wakeQueue(w, space.slot + SP_FAULTQ);
+  if (beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
+    const fresh = mm.frames.tryAlloc(false);
+    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, fresh);
+    if (outcome === COPIED) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+    else if (fresh !== 0) mm.frames.put(fresh);
+    result = fresh === 0 ? FAULT_FRAME : outcome === WAITS ? FAULT_COW : FAULT_DONE;
   }
-  if (fresh !== 0) mm.frames.put(fresh);
   endRange(c);
   return result;
+}
+
+/** A copy-on-write under way. */
+interface OpenCopy {
+  readonly range: OpenRange;
+  /** What is left of opening the range; undefined: it is open. */
+  readonly rest: Op<void> | undefined;
+  /** The frame of the copy, with a reference of its own. */
+  readonly fresh: Pfn;
+}
+
+/** Reserves a frame and begins to tell the subscribers. Undefined: no frame is free, and nobody has been told. */
+function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy | undefined {
+  const { mm } = space;
+  const { pageSize } = mm;
+  const fresh = mm.frames.tryAlloc(false);
+  if (fresh === 0) return undefined;
+  const c = space.notifiers.context;
+  const range = makeRange(c.space, vpn * pageSize, (vpn + 1) * pageSize, MmuNotifierEvent.Clear, blockable);
+  try {
+    const rest = openRange(c, range, false);
+    if (!rest) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+    return { range, rest, fresh };
+  } catch (error) {
+    mm.frames.put(fresh);
+    throw error;
+  }
+}
+
+/** Goes on with a copy-on-write to its end. Preconditions: mmapLock held for reading. */
+function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> {
+  const { mm } = space;
+  const { fresh } = copy;
+  let used = false;
+  try {
+    if (copy.rest) {
+      yield* copy.rest;
+      mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+    }
+    try {
+      const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
+      if (taken.entries.length === 0) return; // somebody else did it: the access tries again
+      used = true;
+      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
+    } finally {
+      endOpenRange(space.notifiers.context, copy.range);
+    }
+  } finally {
+    if (!used) mm.frames.put(fresh);
+  }
 }
 
 /**
@@ -454,34 +516,68 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
  * Preconditions: mmapLock held for reading.
  */
 function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
-  const { agent, mm } = space;
-  const { frames } = mm;
-  const fresh = frames.tryAlloc(false);
-  if (fresh === 0) return FAULT_FRAME;
-  const c = space.notifiers.context;
-  const blockable = agent.current?.mode !== "try";
-  const range = makeRange(
-    c.space,
-    vpn * mm.pageSize,
-    (vpn + 1) * mm.pageSize,
-    MmuNotifierEvent.Clear,
-    blockable,
-  );
-  let used = false;
+  const copy = openCopy(space, vpn, space.agent.current?.mode !== "try");
+  if (!copy) return FAULT_FRAME;
+  yield* finishCopyOp(space, vpn, copy);
+  return FAULT_DONE;
+}
+
+// ---- faults of an access that may block ----------------------------------------------------------------------------
+
+/**
+ * Resolves a fault as far as that needs no wait, subscribers of this agent that answer at once included. Returns
+ * undefined if the access can try again, else what is left: the caller runs it at once with runBlocking(), because it
+ * may have mmapLock and an open range.
+ * Preconditions: in a turn, not in a callback.
+ * Errors, after which nothing is changed: ECALLBACK, and EAGAIN where the agent may not block.
+ */
+export function faultNow(
+  space: SpaceCore,
+  vpn: number,
+  write: boolean,
+  address: number,
+): Op<void> | undefined {
+  const { agent } = space;
+  const lock = space.slot + SP_MMAP_LOCK;
+  if (!agent.fastPaths || !tryLockRead(agent, lock, LockRank.mmapLock))
+    return faultOp(space, vpn, write, address);
+  let handedOver = false;
   try {
-    const rest = openRange(c, range, false);
-    if (rest) yield* rest;
-    mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-    try {
-      const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
-      if (taken.entries.length === 0) return FAULT_DONE; // somebody else did it: the access tries again
-      used = true;
-      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
-      return FAULT_DONE;
-    } finally {
-      endOpenRange(c, range);
-    }
+    const result = faultLocked(space, vpn, write);
+    if (result === FAULT_DONE) return undefined;
+    // Subscribers of a space that exits have had its release: nobody tells them more.
+    const copy = result === FAULT_COW && space.live ? openCopy(space, vpn, agent.mayBlock) : undefined;
+    if (!copy) return faultOp(space, vpn, write, address);
+    if (!copy.rest && tryFinishCopy(space, vpn, copy)) return undefined;
+    handedOver = true;
+    joinSpace(space);
+    passRead(agent, LockRank.mmapLock);
+    return takeOverCopyOp(space, vpn, copy);
   } finally {
-    if (!used) frames.put(fresh);
+    if (!handedOver) unlockRead(agent, lock, LockRank.mmapLock);
+  }
+}
+
+/** As finishCopyOp(), for an open range. False: it has to wait, and the range is still open. */
+function tryFinishCopy(space: SpaceCore, vpn: number, { range, fresh }: OpenCopy): boolean {
+  let outcome = NOT_NEEDED;
+  try {
+    outcome = tryCopy(space, vpn, fresh);
+  } finally {
+    if (outcome === NOT_NEEDED) space.mm.frames.put(fresh);
+    if (outcome !== WAITS) endOpenRange(space.notifiers.context, range);
+  }
+  return outcome !== WAITS;
+}
+
+/** Goes on with what faultNow() has begun: its range, its share of mmapLock, its use of the space. */
+function* takeOverCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> {
+  const { agent } = space;
+  adoptRead(agent, LockRank.mmapLock);
+  try {
+    yield* finishCopyOp(space, vpn, copy);
+  } finally {
+    unlockRead(agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock);
+    unuseSpace(space);
   }
 }

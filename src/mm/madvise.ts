@@ -56,7 +56,7 @@ import {
 import { evictPageOp } from "./reclaim.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile, vmaFlags } from "./vma.ts";
-import { changeRangeOp, clearGuards, dropTaken, forgetAccesses, takeRangeOp } from "./zap.ts";
+import { changeRangeOp, clearGuards, dropTaken, forgetAccesses, takeRangeOp, zapRangeOp } from "./zap.ts";
 
 /** What each advice about flags sets and clears. */
 const FLAGS: Partial<Record<AdviceName, { readonly set: number; readonly clear: number }>> = {
@@ -163,7 +163,7 @@ function* clearPartOp(space: SpaceCore, part: Part): Op<void> {
   const { pageSize } = space.mm;
   const range = yield* openOp(space, part.start, part.end, MmuNotifierEvent.Clear);
   try {
-    dropTaken(space, yield* takeRangeOp(space, part.start / pageSize, part.end / pageSize));
+    yield* zapRangeOp(space, part.start / pageSize, part.end / pageSize);
   } finally {
     close(space, range);
   }

@@ -118,11 +118,12 @@ function setVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: Vm
   const { agent } = space;
   const w = agent.words;
   itSet(agent, vma, start, end - 1);
-  Atomics.store(w, vma + VMA_SPACE, space.slot);
-  Atomics.store(w, vma + VMA_FILE, kind.file);
-  Atomics.store(w, vma + VMA_FLAGS, kind.flags);
-  Atomics.store(w, vma + VMA_PGOFF, kind.pgoff);
-  Atomics.store(w, vma + VMA_ANON, kind.anon);
+  // Plain: nobody finds the record before the trees have it, whose locks are given back with Atomics.
+  w[vma + VMA_SPACE] = space.slot;
+  w[vma + VMA_FILE] = kind.file;
+  w[vma + VMA_FLAGS] = kind.flags;
+  w[vma + VMA_PGOFF] = kind.pgoff;
+  w[vma + VMA_ANON] = kind.anon;
 }
 
 /** What a vma is, as seen from its page at `vpn`. */
@@ -196,7 +197,8 @@ export function removeVma(space: SpaceCore, vma: Vma): File {
  */
 function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
   const { mm } = space;
-  const [flags, nextFlags] = [vmaFlags(space, vma), vmaFlags(space, next)];
+  const flags = vmaFlags(space, vma);
+  const nextFlags = vmaFlags(space, next);
   if (
     ((flags ^ nextFlags) & ~(VM_FORK_CHILD | VM_MAYBE_GUARD)) !== 0 ||
     vmaFile(space, vma) !== vmaFile(space, next)
@@ -206,7 +208,8 @@ function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
     fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) ===
     Atomics.load(space.agent.words, next + VMA_PGOFF);
   if (!continues) return false;
-  const [anon, nextAnon] = [vmaAnon(space, vma), vmaAnon(space, next)];
+  const anon = vmaAnon(space, vma);
+  const nextAnon = vmaAnon(space, next);
   if (anon === nextAnon) return true;
   return (anon === 0 || nextAnon === 0) && ((flags | nextFlags) & VM_FORK_CHILD) === 0;
 }

@@ -529,9 +529,8 @@ function endWithList(c: DeliveryContext, range: OpenRange, last = 0 as ListNotif
     if (notifier) callEnd(c, notifier, range);
   }
   srcuReadUnlock(agent, c.subs + SUBS_SRCU, section);
-  for (const { owner, message } of range.reserved ?? []) {
-    agent.sendTo(owner, message, true);
-  }
+  if (!range.reserved) return;
+  for (const { owner, message } of range.reserved) agent.sendTo(owner, message, true);
   range.reserved = undefined;
 }
 
