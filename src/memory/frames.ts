@@ -402,7 +402,7 @@ export class Frames {
 
   /**
    * Gives back what page-table words mapped that kernels.takeRange() took: `count` words from `entry` on, their old values
-   * from word `olds` on, which this overwrites. The words become 0. A frame whose old value has `want` in `mask` becomes dirty.
+   * from word `olds` on, which this overwrites; they may be the words themselves. The words become 0. A frame whose old value has `want` in `mask` becomes dirty.
    */
   dropMapped(
     entry: number,
