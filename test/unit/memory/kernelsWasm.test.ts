@@ -155,7 +155,7 @@ describe.each([
 describe.each([
   ["WebAssembly", kernels],
   ["plain JavaScript", plainKernels(memory)],
-])("taking entries away, in %s", (_name, { takeRange, dropRange, freeRange }) => {
+])("entries taken away and shared, in %s", (_name, { takeRange, dropRange, freeRange, shareRange }) => {
   // Entries: frame number from bit 8, valid in bit 0, busy in bit 1, dirty in bit 4, exclusive in bit 6.
   const ENTRIES = 16;
   const OLDS = 40;
@@ -226,6 +226,37 @@ describe.each([
     expect(frame(0)).toEqual([0, 0, 0, 0, 0]);
     expect(frame(3)).toEqual([0x1005, 0, 0, 7, 7]);
     expect(dropped(0)).toBe(0);
+  });
+
+  test("dropRange takes the words themselves for what they were", () => {
+    for (const pfn of [1, 2]) words.set([0x5, pfn, 1, 7, 7], FRAMES + 5 * pfn);
+    words.set([0x80, 0x153, 0x203, 0x286, 0x003], ENTRIES);
+    words.set([0x5, 3, 2, 7, 7], FRAMES + 5 * 2);
+    const at = ENTRIES * WORD;
+    const ended = dropRange(at, at, 5, 8, 0, 1, STRIDE, field(0), 0x1000, field(1), field(2));
+    expect([ended, words[ENTRIES]]).toEqual([1, 1]);
+    expect(frame(1)).toEqual([0x5, 0, 0, 7, 7]);
+    expect(frame(2)).toEqual([0x5, 1, 0, 7, 7]);
+  });
+
+  test("shareRange copies words, and counts each frame once more", () => {
+    for (const pfn of [1, 2]) words.set([0x5, pfn, pfn, 7, 7], FRAMES + 5 * pfn);
+    words.set([0, 0, 0, 0, 0], FRAMES);
+    words.set([0x147, 0x80, 0, 0x103, 0x247, 0x04f, 0x186], ENTRIES);
+    words.set([9, 9, 9, 9, 9, 9, 9, 9], OLDS);
+    const share = (count: number): number =>
+      shareRange(ENTRIES * WORD, OLDS * WORD, count, ~0x44, field(1), field(2), STRIDE, 8);
+    expect(share(7)).toBe(0x80 | 0x186);
+    const wanted = [0x103, 0x80, 0, 0x103, 0x203, 0x00b, 0x186];
+    expect(words16(ENTRIES, 7)).toEqual(wanted);
+    expect(words16(OLDS, 8)).toEqual([...wanted, 9]);
+    expect([frame(0), frame(1), frame(2)]).toEqual([
+      [0, 0, 0, 0, 0],
+      [0x5, 3, 3, 7, 7],
+      [0x5, 3, 3, 7, 7],
+    ]);
+    expect(share(0)).toBe(0);
+    expect(frame(1)).toEqual([0x5, 3, 3, 7, 7]);
   });
 
   test("freeRange clears the records and sets the bits, those of a group together or not", () => {
