@@ -85,11 +85,15 @@ export const FAULT_LOCKED = 8; //   the page is locked; see `need`
 export const FAULT_COW = 9; //      needs copy-on-write, which waits
 export const FAULT_CONTENDED = 10; // mmapLock is taken
 
-/** Which page FAULT_PAGE and FAULT_LOCKED mean. Filled by the last tryFault() of this thread, read at once. */
-const need: { file: FileCore | undefined; index: number; pfn: number } = {
+/**
+ * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
+ * thread, read at once.
+ */
+const need: { file: FileCore | undefined; index: number; pfn: number; anon: number } = {
   file: undefined,
   index: 0,
   pfn: 0,
+  anon: 0,
 };
 
 const NEW_ANON: number = PTE_VALID | PTE_READ | PTE_WRITTEN | PTE_EXCLUSIVE;
@@ -121,7 +125,7 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (isValid(pte))
     return write ? faultWriteProtected(space, vma, vpn, entry, pte, flags) : setBits(space, entry, pte, 0);
   const file = vmaFile(space, vma);
-  if (file === 0) return faultAnonymous(space, vma, entry, write);
+  if (file === 0) return faultAnonymous(space, vma, vpn, entry, write);
   return faultFile(space, vma, vpn, entry, fileAt(mm, file), flags, write);
 }
 
@@ -149,10 +153,14 @@ function faultWriteProtected(
       (mm.frames.flags(pfn) & PG_ANON) !== 0 &&
       mm.frames.refcount(pfn) === 1 &&
       !isBatched(mm, pfn)
-    )
+    ) {
+      // Nobody above our anon_vma need be looked at for it any more. Linux: folio_move_anon_rmap().
+      mm.frames.setMapping(pfn, prepareAnon(space, vma), mm.frames.index(pfn));
       return setBits(space, entry, pte, PTE_WRITTEN | PTE_EXCLUSIVE);
-    prepareAnon(space, vma);
-    return FAULT_COW;
+    }
+    need.anon = prepareAnon(space, vma);
+    need.index = fileIndexOf(space, vma, vpn);
+    return need.anon === 0 ? FAULT_ARENA : FAULT_COW;
   }
   const file = fileAt(mm, vmaFile(space, vma));
   // Under the folio lock: write-back clears the dirty bits under it, and ours must come before or after. With a reference,
@@ -178,24 +186,25 @@ function locked(file: FileCore, index: number, pfn: number): number {
   return FAULT_LOCKED;
 }
 
-function faultAnonymous(space: SpaceCore, vma: Vma, entry: Pte, write: boolean): number {
+function faultAnonymous(space: SpaceCore, vma: Vma, vpn: number, entry: Pte, write: boolean): number {
   const { mm, agent } = space;
   const w = agent.words;
   if (!write) {
     Atomics.compareExchange(w, entry, 0, makePte(ZERO_PFN, PTE_VALID | PTE_READ | PTE_ACCESSED));
     return FAULT_DONE;
   }
+  const anon = prepareAnon(space, vma);
+  if (anon === 0) return FAULT_ARENA;
   const pfn = mm.frames.tryAlloc(true);
   if (pfn === 0) return FAULT_FRAME;
-  prepareAnon(space, vma);
-  installAnonymous(space, entry, pfn);
+  installAnonymous(space, entry, pfn, anon, fileIndexOf(space, vma, vpn));
   return FAULT_DONE;
 }
 
 /** Maps an own frame in an empty entry, or gives it back if somebody was faster. */
-function installAnonymous(space: SpaceCore, entry: Pte, pfn: number): void {
+function installAnonymous(space: SpaceCore, entry: Pte, pfn: number, anon: number, index: number): void {
   const { frames } = space.mm;
-  frames.initMapped(pfn, PG_ANON | PG_UPTODATE);
+  frames.initMapped(pfn, PG_ANON | PG_UPTODATE, anon, index);
   if (Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, NEW_ANON)) !== 0) {
     frames.addMapcount(pfn, -1);
     frames.put(pfn);
@@ -213,7 +222,9 @@ function faultFile(
 ): number {
   const { frames } = space.mm;
   const index = fileIndexOf(space, vma, vpn);
-  if (write && (flags & VM_SHARED) === 0) prepareAnon(space, vma);
+  const copies = write && (flags & VM_SHARED) === 0;
+  const anon = copies ? prepareAnon(space, vma) : 0;
+  if (copies && anon === 0) return FAULT_ARENA;
   // First: a page beyond the end that is still in the cache is on its way out.
   if (index >= file.pages) {
     if (!write) faultAround(space, vma, vpn, entry, file, index);
@@ -230,11 +241,11 @@ function faultFile(
     return locked(file, index, page);
   }
   markUsed(file, page);
-  if (write && (flags & VM_SHARED) === 0) {
+  if (copies) {
     const copy = index < file.pages ? frames.tryAlloc(false) : 0;
     if (copy !== 0) {
       frames.copyFrame(copy, page);
-      installAnonymous(space, entry, copy);
+      installAnonymous(space, entry, copy, anon, index);
     }
     frames.unlockFolio(page);
     frames.put(page);
@@ -399,13 +410,21 @@ function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
 
 const needsCopy = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
 
-/** Fills a fresh frame and puts it in the place of the one that a busy entry had. */
-function installCopy(space: SpaceCore, vpn: number, entry: Pte, old: number, fresh: number): void {
+/** Fills a fresh frame, the page `index` of `anon`, and puts it in the place of the one that a busy entry had. */
+function installCopy(
+  space: SpaceCore,
+  vpn: number,
+  entry: Pte,
+  old: number,
+  fresh: number,
+  anon: number,
+  index: number,
+): void {
   const { agent, mm } = space;
   const { frames } = mm;
   if (old === ZERO_PFN) frames.zeroFrame(fresh);
   else frames.copyFrame(fresh, old);
-  frames.initMapped(fresh, PG_ANON | PG_UPTODATE);
+  frames.initMapped(fresh, PG_ANON | PG_UPTODATE, anon, index);
   Atomics.store(agent.words, entry, makePte(fresh, NEW_ANON));
   wakeQueue(agent.words, space.slot + SP_FAULTQ);
   if (old !== ZERO_PFN) {
@@ -438,7 +457,7 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
   else if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) === pte) {
     if (markRange(space, vpn, vpn + 1).length === 0) {
       mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-      installCopy(space, vpn, entry, pfnOfPte(pte), fresh);
+      installCopy(space, vpn, entry, pfnOfPte(pte), fresh, need.anon, need.index);
       endRange(c);
       return FAULT_DONE;
     }
@@ -458,6 +477,7 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
 function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
   const { agent, mm } = space;
   const { frames } = mm;
+  const { anon, index } = need;
   const fresh = frames.tryAlloc(false);
   if (fresh === 0) return FAULT_FRAME;
   const c = space.notifiers.context;
@@ -478,7 +498,7 @@ function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
       const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
       if (taken.entries.length === 0) return FAULT_DONE; // somebody else did it: the access tries again
       used = true;
-      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
+      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh, anon, index);
       return FAULT_DONE;
     } finally {
       endOpenRange(c, range);

@@ -24,8 +24,10 @@ import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
+import { createAnon, dropAnon, homeOf } from "./anonTree.ts";
 import { exitOp } from "./exit.ts";
 import {
+  type AnonVma,
   FL_LOCK,
   type Space,
   VM_DONTCOPY,
@@ -58,6 +60,7 @@ import {
   allVmas,
   changeVmas,
   fileIndexOf,
+  freeVma,
   insertVma,
   kindOf,
   reserveVma,
@@ -122,8 +125,8 @@ function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
     // From here on nothing waits.
     let lacking = 0;
     for (const heir of inFileOrder(space, heirs)) {
-      bequeath(space, child, heir);
-      if (heir.filled) lacking += copyEntries(space, child, heir);
+      const anon = bequeath(space, child, heir);
+      if (heir.filled) lacking += copyEntries(space, child, heir, anon);
     }
     return lacking;
   } finally {
@@ -187,20 +190,26 @@ function sameStart(space: SpaceCore, vma: Vma): Vma[] {
   return found;
 }
 
-/** Makes the child's vma. Errors: ENOMEM. */
-function bequeath(space: SpaceCore, child: SpaceCore, heir: Heir): void {
-  const kind = kindOf(space, heir.vma, heir.start / space.mm.pageSize);
-  const flags = kind.flags & ~(VM_LOCKED | VM_LOCKONFAULT | VM_FORK_CHILD);
-  const own =
-    heir.filled && kind.anon !== 0
-      ? { ...kind, flags: flags | VM_FORK_CHILD, anon: space.mm.nextId() }
-      : { ...kind, flags, anon: 0 };
+/** Makes the child's vma. Returns what pages name that are made in it, 0 if it has no anon_vma. Errors: ENOMEM. */
+function bequeath(space: SpaceCore, child: SpaceCore, heir: Heir): number {
+  const { mm } = space;
+  const kind = kindOf(space, heir.vma, heir.start / mm.pageSize);
+  const inherits = heir.filled && kind.anon !== 0;
+  const flags = (kind.flags & ~(VM_LOCKED | VM_LOCKONFAULT | VM_FORK_CHILD)) | (inherits ? VM_FORK_CHILD : 0);
   const vma = reserveVma(child, "fork");
-  changeVmas(child, () => insertVma(child, vma, heir.start, heir.end, own));
+  const anon = inherits ? createAnon(mm, kind.anon) : (0 as AnonVma);
+  if (inherits && anon === 0) {
+    freeVma(child, vma);
+    throw new MmError("ENOMEM", "fork", "the arena is full; create the memory with a larger arena");
+  }
+  changeVmas(child, () => insertVma(child, vma, heir.start, heir.end, { ...kind, flags, anon }));
+  if (anon === 0) return 0;
+  dropAnon(mm, anon); // the vma's use is the one that stays
+  return homeOf(mm, anon);
 }
 
 /** Copies the entries of a vma. Returns how many frames it lacked. Errors: ENOMEM. */
-function copyEntries(space: SpaceCore, child: SpaceCore, heir: Heir): number {
+function copyEntries(space: SpaceCore, child: SpaceCore, heir: Heir, anon: number): number {
   const { agent, mm } = space;
   const w = agent.words;
   let lacking = 0;
@@ -217,14 +226,14 @@ function copyEntries(space: SpaceCore, child: SpaceCore, heir: Heir): number {
     for (let k = 0; k < count; k++) {
       const pte = Atomics.load(w, entry + k);
       if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
-      if (isValid(pte) && !copyEntry(space, entry + k, to + k)) lacking++;
+      if (isValid(pte) && !copyEntry(space, entry + k, to + k, anon)) lacking++;
     }
   });
   return lacking;
 }
 
 /** False if it takes a frame and there is none. */
-function copyEntry(space: SpaceCore, entry: number, to: number): boolean {
+function copyEntry(space: SpaceCore, entry: number, to: number, anon: number): boolean {
   const { frames } = space.mm;
   const w = space.agent.words;
   const pte = Atomics.load(w, entry);
@@ -239,15 +248,15 @@ function copyEntry(space: SpaceCore, entry: number, to: number): boolean {
   if (!frames.tryGet(pfn)) return true;
   if (Atomics.load(w, entry) !== pte) {
     frames.put(pfn);
-    return copyEntry(space, entry, to);
+    return copyEntry(space, entry, to, anon);
   }
-  if ((frames.flags(pfn) & PG_ANON) !== 0) return copyAnonymousEntry(space, entry, to, pte);
+  if ((frames.flags(pfn) & PG_ANON) !== 0) return copyAnonymousEntry(space, entry, to, pte, anon);
   copyFileEntry(space, entry, to, pfn);
   return true;
 }
 
-/** Preconditions: a reference, which the child's entry takes, or which is given back. */
-function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: number): boolean {
+/** Preconditions: a reference, which the child's entry takes, or which is given back; `anon` is the child's. */
+function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: number, anon: number): boolean {
   const { frames } = space.mm;
   const w = space.agent.words;
   const pfn = pfnOfPte(pte);
@@ -256,7 +265,7 @@ function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: nu
     const copy = frames.tryAlloc(false);
     if (copy !== 0) {
       frames.copyFrame(copy, pfn);
-      frames.initMapped(copy, PG_ANON | PG_UPTODATE);
+      frames.initMapped(copy, PG_ANON | PG_UPTODATE, anon, frames.index(pfn));
       Atomics.store(w, to, makePte(copy, (pte & ~PTE_PFN & ~PTE_WRITE) | PTE_EXCLUSIVE));
     }
     frames.put(pfn);

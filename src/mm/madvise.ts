@@ -35,6 +35,7 @@ import {
   VMA_FLAGS,
 } from "./layout.ts";
 import { usingOp } from "./lifetime.ts";
+import type { Mm } from "./mm.ts";
 import { fileAt } from "./pageCache.ts";
 import { readAheadOp } from "./pageIn.ts";
 import { punchHoleOp } from "./truncate.ts";
@@ -54,6 +55,7 @@ import {
   writingOp,
 } from "./ranges.ts";
 import { evictPageOp } from "./reclaim.ts";
+import { unmapFreedOp } from "./rmap.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile, vmaFlags } from "./vma.ts";
 import { changeRangeOp, clearGuards, dropTaken, forgetAccesses, takeRangeOp } from "./zap.ts";
@@ -185,7 +187,8 @@ function* freeOp(space: SpaceCore, part: Part): Op<void> {
 
 function* installGuardsOp(space: SpaceCore, part: Part): Op<void> {
   refuseLocked(space, part);
-  prepareAnon(space, part.vma);
+  if (prepareAnon(space, part.vma) === 0)
+    throw new MmError("ENOMEM", "madvise", "the arena is full; create the memory with a larger arena");
   Atomics.or(space.agent.words, part.vma + VMA_FLAGS, VM_MAYBE_GUARD);
   while (!tryInstallGuards(space, part)) yield* clearPartOp(space, part);
 }
@@ -247,22 +250,24 @@ function* pageoutOp(space: SpaceCore, part: Part): Op<void> {
     const pfn = pfnOfPte(pte);
     if (!isValid(pte) || pfn === ZERO_PFN || mm.frames.mapcount(pfn) !== 1) continue;
     if ((mm.frames.flags(pfn) & PG_ANON) !== 0) {
-      if ((mm.frames.flags(pfn) & PG_LAZYFREE) !== 0) yield* dropFreedOp(space, vpn, pfn);
+      if ((mm.frames.flags(pfn) & PG_LAZYFREE) !== 0) yield* dropFreedOp(mm, pfn);
     } else if (file !== 0) yield* evictPageOp(fileAt(mm, file), fileIndexOf(space, part.vma, vpn), pfn);
   }
 }
 
-/** Drops an anonymous page that was freed, if it was not written since; else it is as any other again. */
-function* dropFreedOp(space: SpaceCore, vpn: number, pfn: number): Op<void> {
-  const { pageSize } = space.mm;
-  const range = yield* openOp(space, vpn * pageSize, (vpn + 1) * pageSize, MmuNotifierEvent.Clear);
+/**
+ * Drops an anonymous page that was given up, if it was not written since; then it is as any other again. Left alone if
+ * somebody else is about to. Preconditions: mmapLock of the space that maps it, once.
+ */
+function* dropFreedOp(mm: Mm, pfn: number): Op<void> {
+  const { frames } = mm;
+  if (!frames.tryLockFolio(pfn)) return;
+  frames.get(pfn);
   try {
-    const clean = (pte: number): boolean => (pte & (PTE_DIRTY | PTE_WRITE)) === 0;
-    const taken = yield* takeRangeOp(space, vpn, vpn + 1, clean);
-    if (taken.entries.length === 0) space.mm.frames.clearFlags(pfn, PG_LAZYFREE);
-    dropTaken(space, taken);
+    if ((yield* unmapFreedOp(mm, pfn)) === "written") frames.clearFlags(pfn, PG_LAZYFREE);
   } finally {
-    close(space, range);
+    frames.unlockFolio(pfn);
+    frames.put(pfn);
   }
 }
 

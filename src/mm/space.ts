@@ -56,7 +56,7 @@ import { type MapRequest, mmapOp, munmapOp } from "./mmap.ts";
 import { mprotectOp } from "./mprotect.ts";
 import { type MoveOptions, mremapOp } from "./mremap.ts";
 import { type MsyncFlags, msyncOp } from "./msync.ts";
-import { fileAt } from "./pageCache.ts";
+import { fileAt, mapsFilePage } from "./pageCache.ts";
 import { populateOp } from "./populate.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY } from "./pte.ts";
 import { createRadix, destroyRadix, radixFind, radixStretches } from "./radix.ts";
@@ -593,7 +593,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       entries.push({
         present,
         zero: present && pfn === ZERO_PFN,
-        file: present && pfn !== ZERO_PFN && frames.mapping(pfn) !== 0,
+        file: present && mapsFilePage(this.mm, pte),
         exclusive: present && pfn !== ZERO_PFN && frames.mapcount(pfn) === 1,
         guard: pte === PTE_GUARD,
         young: present && (pte & PTE_ACCESSED) !== 0,
