@@ -1,4 +1,4 @@
-// The other agents of the fork tests: writers, and one that forks as well.
+// The other agents of the fork tests: writers, one that forks as well, those that give pages up.
 import { parentPort, workerData } from "node:worker_threads";
 import { attach, isMmError } from "../../../.test-build/testing.js";
 
@@ -62,6 +62,26 @@ const roles = {
       Atomics.add(control, COUNT, 1);
     }
     return { forks, torn };
+  },
+
+  /** Forks, and has the child give its pages up, which splits and merges its mapping meanwhile. */
+  giver() {
+    let forks = 0;
+    let dropped = 0;
+    const bytes = (pages / 2) * PAGE;
+    while (!stopped()) {
+      const child = space.sync.fork();
+      child.setUint32(at(0, 15), 1);
+      child.sync.mprotect(at(1, 0), PAGE, "r");
+      child.sync.madvise(base, bytes, "free");
+      child.sync.mprotect(at(1, 0), PAGE, "rw");
+      child.sync.madvise(base, bytes, "pageout");
+      if (child.getUint32(at(0, 15)) === 0) dropped++;
+      child.sync.exit();
+      forks++;
+      Atomics.add(control, COUNT, 1);
+    }
+    return { forks, dropped };
   },
 };
 
