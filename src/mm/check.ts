@@ -54,7 +54,7 @@ import { INDEX_END, radixFind, radixStretches } from "./radix.ts";
 import { releaseMappings } from "./rmap.ts";
 import { eachTlbEntry, type SpaceCore } from "./spaceCore.ts";
 import { allVmas, fileIndexOf, findVma, vmaAnon, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
-import { Views } from "./views.ts";
+import { checkWritableViews, viewedFrames } from "./views.ts";
 
 /** What is wrong with a valid entry, given its mapping. */
 function checkEntry(space: SpaceCore, vma: Vma, vpn: number, pte: number): string | undefined {
@@ -243,7 +243,8 @@ export function checkMemory(mm: Mm): string | undefined {
     checkFilePages(mm, file, references, note);
   }
   for (let slot = 0; slot < mm.maxAgents; slot++) {
-    for (const pfn of new Views(mm, slot).frames()) references[pfn]!++;
+    for (const pfn of viewedFrames(mm, slot)) references[pfn]!++;
+    wrong ??= checkWritableViews(mm, slot);
   }
   for (let pfn = 1; pfn < frames.count; pfn++) {
     if (frames.mapcount(pfn) !== maps[pfn])

@@ -18,8 +18,10 @@ export const MM_IDS = 3; //      A  source of space and file ids
 export const MM_OWNERS = 4; //   A  source of owner ids
 export const MM_CLOSED = 5; //   A  1: close() has begun
 export const MM_DRAINS = 6; //   A  how often Linux would have emptied its batches of pages: see batches.ts
-export const MM_VIEWS = 16; //   O  per agent: newest block of its view log
-export const MM_PROTECTED: number = MM_VIEWS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
+export const MM_VIEWS = 16; //   O (reaper once)  per agent: newest block of its log of views
+export const MM_PINS: number = MM_VIEWS + 64; // O (reaper once)  per agent: newest block of its log of pins
+export const MM_WRITABLE_VIEWS: number = MM_PINS + 64; // O (reaper once)  per agent: writable runs in both logs: see views.ts
+export const MM_PROTECTED: number = MM_WRITABLE_VIEWS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
 export const FUTEX_BUCKETS = 64;
 export const MM_FUTEXES: number = MM_PROTECTED + 64; // A  buckets of two words: see futex.ts
 export const MM_COUNTERS: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // O  per agent: COUNTER_WORDS counters

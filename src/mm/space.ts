@@ -57,6 +57,7 @@ import { mprotectOp } from "./mprotect.ts";
 import { type MoveOptions, mremapOp } from "./mremap.ts";
 import { type MsyncFlags, msyncOp } from "./msync.ts";
 import { fileAt, mapsFilePage } from "./pageCache.ts";
+import { Pin } from "./pin.ts";
 import { populateOp } from "./populate.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY } from "./pte.ts";
 import { createRadix, destroyRadix, radixFind, radixStretches } from "./radix.ts";
@@ -135,6 +136,7 @@ export interface SpaceOperations {
     access: "r" | "rw",
     fn: (span: Span, address: number) => void,
   ): Op<void>;
+  pin(address: number, length: number, access: "r" | "rw"): Op<Pin>;
   exit(): Op<void>;
 }
 
@@ -195,6 +197,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       read: (address, into) => this.copyOp("read", address, into, false),
       write: (address, from) => this.copyOp("write", address, from, true),
       forEachSpan: (address, length, access, fn) => this.#forEachSpanOp(address, length, access, fn),
+      pin: (address, length, access) => this.#pinOp(address, length, access),
       exit: () => exitOp(this),
     };
     this.sync = {
@@ -364,14 +367,9 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
   ): Op<void> {
     const end = this.#endOf("forEachSpan", address, length);
     const write = access === "rw";
+    const { views } = this.mm;
     for (let at = address; at < end;) {
-      const vpn = Math.floor(at / this.mm.pageSize);
-      if (this.tryLocate(vpn, write) < 0) {
-        yield* faultOp(this, vpn, write, at);
-        continue;
-      }
-      const { span, pfn, pages } = this.takeSpan(at, end, write);
-      const { views } = this.mm;
+      const { span, pfn, pages } = yield* this.takeSpanOp(at, end, write, views);
       const { epoch } = views;
       try {
         fn(span, at);
@@ -380,6 +378,37 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
         if (views.epoch === epoch) views.drop(pfn, pages, write);
       }
       at += span.length;
+    }
+  }
+
+  /**
+   * Brings a range in and holds its pages in place until the pin is given back (`await using`, or its unpin()), or this agent
+   * leaves or dies. "rw": every page becomes the mapping's own first. May wait. Errors: as an access; ENOMEM where the
+   * budget has no frames for so many. Then nothing is held. Linux: pin_user_pages().
+   */
+  pin(address: number, length: number, access: "r" | "rw"): Promise<Pin> {
+    return runAsync(this.agent, this.#pinOp(address, length, access));
+  }
+
+  *#pinOp(address: number, length: number, access: "r" | "rw"): Op<Pin> {
+    if (access !== "r" && access !== "rw")
+      throw new MmError("EINVAL", "pin", 'access must be "r" or "rw"', {
+        range: { start: address, end: address },
+      });
+    const end = this.#endOf("pin", address, length);
+    const { pins } = this.mm;
+    const pin = new Pin(this.mm);
+    let whole = false;
+    try {
+      for (let at = address; at < end;) {
+        const { span, run } = yield* this.takeSpanOp(at, end, access === "rw", pins);
+        pin.hold(span, run);
+        at += span.length;
+      }
+      whole = true;
+      return pin;
+    } finally {
+      if (!whole) pin.unpin();
     }
   }
 
