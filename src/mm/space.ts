@@ -48,7 +48,7 @@ import {
   VM_WRITE,
   type Vma as VmaSlot,
 } from "./layout.ts";
-import { unuseSpace, useSpace } from "./lifetime.ts";
+import { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 import { madviseOp } from "./madvise.ts";
 import { mlockOp, munlockOp } from "./mlock.ts";
 import type { Mm } from "./mm.ts";
@@ -58,10 +58,11 @@ import { type MoveOptions, mremapOp } from "./mremap.ts";
 import { type MsyncFlags, msyncOp } from "./msync.ts";
 import { fileAt, mapsFilePage } from "./pageCache.ts";
 import { Pin } from "./pin.ts";
-import { populateOp } from "./populate.ts";
+import { faultPagesOp, populateOp } from "./populate.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY } from "./pte.ts";
 import { createRadix, destroyRadix, radixFind, radixStretches } from "./radix.ts";
 import { extentOf, notMapped, type Prot } from "./ranges.ts";
+import { LAST_VPN } from "./spaceCore.ts";
 import { fileIndexOf, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 
 /** The tree changes for a microsecond at a time: after so many rounds its writer may be dead. */
@@ -396,12 +397,18 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
         range: { start: address, end: address },
       });
     const end = this.#endOf("pin", address, length);
-    const { pins } = this.mm;
+    const { pins, pageSize } = this.mm;
     const pin = new Pin(this.mm);
+    const write = access === "rw";
     let whole = false;
     try {
+      // First, so that what lies together becomes one piece. Where the range ends beyond all pages an access below says so.
+      if (end <= LAST_VPN * pageSize) {
+        const [first, last] = [address - (address % pageSize), Math.ceil(end / pageSize) * pageSize];
+        yield* usingOp(this, "pin", () => faultPagesOp(this, first, last, write));
+      }
       for (let at = address; at < end;) {
-        const { span, run } = yield* this.takeSpanOp(at, end, access === "rw", pins);
+        const { span, run } = yield* this.takeSpanOp(at, end, write, pins);
         pin.hold(span, run);
         at += span.length;
       }

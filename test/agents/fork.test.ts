@@ -14,6 +14,7 @@ const PAGES = 6;
 const STOP = 0;
 const READY = 1;
 const COUNT = 3;
+const PINNED = 4;
 /** Accesses between two safepoints of another agent. */
 const POLL_EVERY = 100;
 
@@ -147,5 +148,33 @@ describe("pages of one family", () => {
     space.sync.exit();
     expect(memory.check()).toBeUndefined();
     expect(memory.stats().frames.anon).toBe(0);
+  });
+});
+
+describe("pages that another agent has pinned", () => {
+  test("are written by it in the parent alone, and are given back when it dies", async () => {
+    const rig = await makeRig(["pinner"]);
+    const { memory, space, control, base } = rig;
+    await memory.wait(control, PINNED, 0);
+    const values = (of: Space): number[] =>
+      Array.from({ length: PAGES }, (_, k) => of.getInt32(base + k * PAGE));
+    expect(memory.stats().frames.pinned).toBe(PAGES);
+    for (let round = 0; round < 20; round++) {
+      const child = space.sync.fork();
+      const [then, parent] = [values(child), values(space)];
+      letRun(rig, 20);
+      expect(values(child)).toEqual(then);
+      expect(values(space).every((value, k) => value > parent[k]!)).toBe(true);
+      child.sync.exit();
+    }
+    memory.onError = () => {}; // it is told of the death
+    Atomics.store(control, STOP, 1);
+    for (let k = 0; k < 500 && memory.stats().frames.pinned > 0; k++)
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    expect(memory.check()).toBeUndefined();
+    expect(memory.stats().frames).toMatchObject({ pinned: 0, anon: PAGES });
+    space.sync.exit();
+    expect(memory.stats().frames.anon).toBe(0);
+    expect(memory.check()).toBeUndefined();
   });
 });
