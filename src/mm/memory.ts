@@ -470,7 +470,10 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     this.#adopted.clear();
     this.agent.leave();
     this.mm.pins.dropAll();
+    // Other agents may end spaces meanwhile: their subscriptions stay until we have looked through them.
+    const held = this.mm.useAllSpaces();
     dropSubscriptions(this.agent);
+    for (const slot of held) unuseSpace(this.mm.spaceAt(slot));
     for (const space of this.mm.spaces.values()) space.freeTlb();
     for (const backing of this.mm.backings.values()) backing.close?.();
     this.mm.backings.clear();
