@@ -154,8 +154,8 @@ function faultWriteProtected(
       mm.frames.refcount(pfn) === 1 &&
       !isBatched(mm, pfn)
     ) {
-      // Nobody above our anon_vma need be looked at for it any more. Linux: folio_move_anon_rmap().
-      mm.frames.setMapping(pfn, prepareAnon(space, vma), mm.frames.index(pfn));
+      const anon = prepareAnon(space, vma);
+      if (mm.frames.mapping(pfn) !== anon) moveAnon(space, entry, pte, anon);
       return setBits(space, entry, pte, PTE_WRITTEN | PTE_EXCLUSIVE);
     }
     need.anon = prepareAnon(space, vma);
@@ -177,6 +177,16 @@ function faultWriteProtected(
   mm.frames.unlockFolio(pfn);
   mm.frames.put(pfn);
   return FAULT_DONE;
+}
+
+/** Makes a page that only its entry maps one of `anon`: no mapping above need be looked at for it. Linux: folio_move_anon_rmap(). */
+function moveAnon(space: SpaceCore, entry: Pte, pte: number, anon: number): void {
+  const { frames } = space.mm;
+  const pfn = pfnOfPte(pte);
+  // With a reference: another agent may take the page from the entry, and its frame become another's.
+  if (!frames.tryGet(pfn)) return;
+  if (Atomics.load(space.agent.words, entry) === pte) frames.setMapping(pfn, anon, frames.index(pfn));
+  frames.put(pfn);
 }
 
 function locked(file: FileCore, index: number, pfn: number): number {

@@ -24,6 +24,7 @@ import { batchFreed, drainBatches } from "./batches.ts";
 import { eachFilePartOp } from "./fileParts.ts";
 import {
   type File,
+  type Pte,
   VM_DONTCOPY,
   VM_DONTDUMP,
   VM_LOCKED,
@@ -35,7 +36,6 @@ import {
   VMA_FLAGS,
 } from "./layout.ts";
 import { usingOp } from "./lifetime.ts";
-import type { Mm } from "./mm.ts";
 import { fileAt } from "./pageCache.ts";
 import { readAheadOp } from "./pageIn.ts";
 import { punchHoleOp } from "./truncate.ts";
@@ -250,23 +250,28 @@ function* pageoutOp(space: SpaceCore, part: Part): Op<void> {
     const pfn = pfnOfPte(pte);
     if (!isValid(pte) || pfn === ZERO_PFN || mm.frames.mapcount(pfn) !== 1) continue;
     if ((mm.frames.flags(pfn) & PG_ANON) !== 0) {
-      if ((mm.frames.flags(pfn) & PG_LAZYFREE) !== 0) yield* dropFreedOp(mm, pfn);
+      if ((mm.frames.flags(pfn) & PG_LAZYFREE) !== 0) yield* dropFreedOp(space, entry, pfn);
     } else if (file !== 0) yield* evictPageOp(fileAt(mm, file), fileIndexOf(space, part.vma, vpn), pfn);
   }
 }
 
 /**
- * Drops an anonymous page that was given up, if it was not written since; then it is as any other again. Left alone if
- * somebody else is about to. Preconditions: mmapLock of the space that maps it, once.
+ * Drops the anonymous page of an entry that was given up, unless it was written since; then it is as any other again. Left
+ * alone if somebody else is about to. Preconditions: mmapLock.
  */
-function* dropFreedOp(mm: Mm, pfn: number): Op<void> {
+function* dropFreedOp(space: SpaceCore, entry: Pte, pfn: number): Op<void> {
+  const { mm, agent } = space;
   const { frames } = mm;
-  if (!frames.tryLockFolio(pfn)) return;
-  frames.get(pfn);
+  if (!frames.tryGet(pfn)) return;
+  let locked = false;
   try {
-    if ((yield* unmapFreedOp(mm, pfn)) === "written") frames.clearFlags(pfn, PG_LAZYFREE);
+    // Others may have dropped it, and the frame be another's, until we had the reference and looked again.
+    const pte = Atomics.load(agent.words, entry);
+    if (!isValid(pte) || pfnOfPte(pte) !== pfn || frames.mapcount(pfn) !== 1) return;
+    locked = frames.tryLockFolio(pfn);
+    if (locked && (yield* unmapFreedOp(mm, pfn)) === "written") frames.clearFlags(pfn, PG_LAZYFREE);
   } finally {
-    frames.unlockFolio(pfn);
+    if (locked) frames.unlockFolio(pfn);
     frames.put(pfn);
   }
 }

@@ -78,7 +78,7 @@ export function* unmapPagesOp(file: FileCore, index: number, pages: number): Op<
 
 /**
  * Takes an anonymous page that madvise free gave up out of the page tables, unless it has been written since, or somebody
- * refers to it besides; true if it has. The caller has a reference. Spaces that come before the one that maps it in the
+ * refers to it besides; says what became of it. The caller has a reference. Spaces that come before the one that maps it in the
  * order of the family hear of it, too. Linux: try_to_unmap_one(), lazyfree.
  * Preconditions: mmapLock of the one space that maps it, which it is to be mapped by once.
  */
