@@ -333,11 +333,14 @@ export class Frames {
     Atomics.add(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1);
   }
 
-  /** Makes a frame that nobody else can find yet the contents of one page-table entry. */
-  initMapped(pfn: number, flags: number): void {
+  /** Makes a frame that nobody else can find yet the contents of one page-table entry, and says whose page it is. */
+  initMapped(pfn: number, flags: number, mapping: number, index: number): void {
     const folio = this.folioAt(pfn);
-    this.agent.words[folio + FOLIO_FLAGS] = flags;
-    this.agent.words[folio + FOLIO_MAPCOUNT] = 1;
+    const w = this.agent.words;
+    w[folio + FOLIO_FLAGS] = flags;
+    w[folio + FOLIO_MAPCOUNT] = 1;
+    w[folio + FOLIO_MAPPING] = mapping;
+    w[folio + FOLIO_INDEX] = index;
   }
 
   /** Gives a reference back; the last one frees the frame. */
@@ -370,6 +373,13 @@ export class Frames {
     if (n >= 0) return n;
     this.put(pfn + ~n);
     return ~n;
+  }
+
+  /** True if a frame that one of `count` page-table words from word `entry` on maps has references besides its mappings. */
+  anyHeld(entry: number, count: number, shift: number): boolean {
+    const folio = this.folioAt(0) * WORD_BYTES;
+    const [ref, map] = [folio + FOLIO_REFCOUNT * WORD_BYTES, folio + FOLIO_MAPCOUNT * WORD_BYTES];
+    return this.kernels.heldRange(entry * WORD_BYTES, count, ref, map, FOLIO_WORDS * WORD_BYTES, shift) !== 0;
   }
 
   /**
@@ -509,7 +519,7 @@ export class Frames {
     return Atomics.and(this.agent.words, this.folioAt(pfn) + FOLIO_FLAGS, ~flags);
   }
 
-  /** Slot of the file whose page a frame holds, 0 = none. Stable under the folio lock. */
+  /** Slot of the file, with PG_ANON of the anon_vma, whose page a frame holds, 0 = none. Stable under the folio lock. */
   mapping(pfn: number): number {
     return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_MAPPING);
   }
@@ -518,9 +528,9 @@ export class Frames {
     return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_INDEX);
   }
 
-  setMapping(pfn: number, file: number, index: number): void {
+  setMapping(pfn: number, mapping: number, index: number): void {
     const folio = this.folioAt(pfn);
-    Atomics.store(this.agent.words, folio + FOLIO_MAPPING, file);
+    Atomics.store(this.agent.words, folio + FOLIO_MAPPING, mapping);
     Atomics.store(this.agent.words, folio + FOLIO_INDEX, index);
   }
 

@@ -162,6 +162,33 @@
         (br_if $next (local.get $count))))
     (local.get $others))
 
+  ;; heldRange(ptr, count, ref, map, stride, shift) -> 1 if the frame of a valid word (word >>> shift, frame 0 excepted) has
+  ;; another number in its word at ref than in that at map, each `stride` bytes further for each frame; else 0.
+  (func (export "heldRange")
+    (param $ptr i32) (param $count i32) (param $ref i32) (param $map i32) (param $stride i32) (param $shift i32)
+    (result i32)
+    (local $word i32)
+    (local $frame i32)
+    (block $done
+      (br_if $done (i32.eqz (local.get $count)))
+      (loop $next
+        (local.set $word (i32.atomic.load (local.get $ptr)))
+        (if (i32.and (local.get $word) (i32.const 1))
+          (then
+            (local.set $frame
+              (i32.mul (i32.shr_u (local.get $word) (local.get $shift)) (local.get $stride)))
+            (if (local.get $frame)
+              (then
+                (if
+                  (i32.ne
+                    (i32.atomic.load (i32.add (local.get $ref) (local.get $frame)))
+                    (i32.atomic.load (i32.add (local.get $map) (local.get $frame))))
+                  (then (return (i32.const 1))))))))
+        (local.set $ptr (i32.add (local.get $ptr) (i32.const 4)))
+        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+        (br_if $next (local.get $count))))
+    (i32.const 0))
+
   ;; takeRange(ptr, count, keep, busy, wait, out) -> n, or ~n.
   ;; Every word whose bit 0 (valid) is set becomes (old & keep) | busy, by compare-exchange, and what it was goes to the
   ;; word of `out` with the same number; there is 0 for a word that was left alone. n is how many were taken; ~n says that

@@ -43,6 +43,11 @@ export interface Kernels {
   /** Takes one from each of `count` counters, up to one that runs out. Returns how many; as ~n if the last ran out. */
   putRange(ref: number, count: number, stride: number): number;
   /**
+   * 1 if the frame n = `word >>> shift` of one of `count` valid page-table words from byte `ptr` on, frame 0 excepted, has
+   * other numbers at `ref + n * stride` and `map + n * stride`; else 0.
+   */
+  heldRange(ptr: number, count: number, ref: number, map: number, stride: number, shift: number): number;
+  /**
    * Copies `count` page-table words from byte `src` to `dst`. A valid one loses, in both places, all bits but `keep`, and
    * the counters of its frame n = `word >>> shift`, at `ref + n * stride` and `map + n * stride`, grow by one, those of
    * frame 0 excepted. Returns the OR of the words that are not valid. Preconditions: nobody else changes them.
@@ -189,6 +194,15 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
         if (Atomics.sub(words, (ref + n * stride) >>> 2, 1) <= 1) return ~(n + 1);
       }
       return count;
+    },
+    heldRange: (ptr, count, ref, map, stride, shift) => {
+      for (let k = ptr >>> 2, end = k + count; k < end; k++) {
+        const word = Atomics.load(words, k);
+        const frame = (word >>> shift) * stride;
+        if ((word & 1) === 0 || frame === 0) continue;
+        if (Atomics.load(words, (ref + frame) >>> 2) !== Atomics.load(words, (map + frame) >>> 2)) return 1;
+      }
+      return 0;
     },
     shareRange: (src, dst, count, keep, ref, map, stride, shift) => {
       let others = 0;

@@ -15,10 +15,19 @@ import type { Mm } from "./mm.ts";
 import { makePte, PTE_ACCESSED, PTE_PFN, PTE_READ, PTE_VALID } from "./pte.ts";
 import { entryIn, radixPointer, radixRun, TABLE_SHARED } from "./radix.ts";
 import { FIRST_VPN, LAST_VPN, SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
+import type { Pins, Views } from "./views.ts";
 
 /** Bytes of frames that lie together; also the memory they are in. Valid until the turn ends or memory.poll(). */
 export interface Span extends Uint8Array {
   memory: WebAssembly.Memory;
+}
+
+/** A span whose frames are in a log, as a run of it. */
+interface TakenSpan {
+  readonly span: Span;
+  readonly pfn: number;
+  readonly pages: number;
+  readonly run: number;
 }
 
 /** Pages that one span covers at most. */
@@ -451,24 +460,39 @@ export class SpaceAccess extends SpaceCore {
     return 0;
   }
 
-  /** The next span of `[address, end)`, its frames in the view log. */
-  takeSpan(address: number, end: number, write: boolean): { span: Span; pfn: number; pages: number } {
-    const { frames, pageSize, views } = this.mm;
+  /** The next span of `[address, end)`, its frames in the log of views. A safepoint. */
+  takeSpan(address: number, end: number, write: boolean): TakenSpan {
     const vpn = this.#checkAddress(address);
-    const pfn = this.locate(vpn, write, address);
+    return this.#takeFrom(this.locate(vpn, write, address), address, end, write, this.mm.views);
+  }
+
+  /** As takeSpan(), with the frames in the given log, bringing the first page in as an operation does. */
+  *takeSpanOp(address: number, end: number, write: boolean, log: Views | Pins): Op<TakenSpan> {
+    const vpn = this.#checkAddress(address);
+    for (;;) {
+      const pfn = this.tryLocate(vpn, write);
+      if (pfn >= 0) return this.#takeFrom(pfn, address, end, write, log);
+      yield* faultOp(this, vpn, write, address);
+    }
+  }
+
+  /** A span from a page on that is in frame `pfn`. Preconditions: its translation is this agent's; no safepoint since. */
+  #takeFrom(pfn: number, address: number, end: number, write: boolean, log: Views | Pins): TakenSpan {
+    const { frames, pageSize } = this.mm;
+    const vpn = Math.floor(address / pageSize);
     const within = address - vpn * pageSize;
     const wanted = Math.ceil((within + end - address) / pageSize);
     const limit = Math.min(wanted, SPAN_PAGES);
     let pages = write ? this.#together(vpn, pfn, limit) : 1;
-    views.add(pfn, pages, write);
+    const run = log.add(pfn, pages, write);
     if (!write) {
       const more = this.#getMapped(vpn + 1, pfn + 1, limit - 1);
-      views.extend(more);
+      log.extend(run, more);
       pages += more;
     }
     const length = Math.min(end - address, pages * pageSize - within);
     const span = frames.bytesOf(pfn, pages).subarray(within, within + length) as Span;
     span.memory = frames.memories[frames.segmentOf(pfn)]!;
-    return { span, pfn, pages };
+    return { span, pfn, pages, run };
   }
 }

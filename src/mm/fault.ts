@@ -89,11 +89,15 @@ export const FAULT_LOCKED = 8; //   the page is locked; see `need`
 export const FAULT_COW = 9; //      needs copy-on-write, which waits
 export const FAULT_CONTENDED = 10; // mmapLock is taken
 
-/** Which page FAULT_PAGE and FAULT_LOCKED mean. Filled by the last tryFault() of this thread, read at once. */
-const need: { file: FileCore | undefined; index: number; pfn: number } = {
+/**
+ * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
+ * thread, read at once.
+ */
+const need: { file: FileCore | undefined; index: number; pfn: number; anon: number } = {
   file: undefined,
   index: 0,
   pfn: 0,
+  anon: 0,
 };
 
 const NEW_ANON: number = PTE_VALID | PTE_READ | PTE_WRITTEN | PTE_EXCLUSIVE;
@@ -125,7 +129,7 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (isValid(pte))
     return write ? faultWriteProtected(space, vma, vpn, entry, pte, flags) : setBits(space, entry, pte, 0);
   const file = vmaFile(space, vma);
-  if (file === 0) return faultAnonymous(space, vma, entry, write);
+  if (file === 0) return faultAnonymous(space, vma, vpn, entry, write);
   return faultFile(space, vma, vpn, entry, fileAt(mm, file), flags, write);
 }
 
@@ -153,10 +157,14 @@ function faultWriteProtected(
       (mm.frames.flags(pfn) & PG_ANON) !== 0 &&
       mm.frames.refcount(pfn) === 1 &&
       !isBatched(mm, pfn)
-    )
+    ) {
+      const anon = prepareAnon(space, vma);
+      if (mm.frames.mapping(pfn) !== anon) moveAnon(space, entry, pte, anon);
       return setBits(space, entry, pte, PTE_WRITTEN | PTE_EXCLUSIVE);
-    prepareAnon(space, vma);
-    return FAULT_COW;
+    }
+    need.anon = prepareAnon(space, vma);
+    need.index = fileIndexOf(space, vma, vpn);
+    return need.anon === 0 ? FAULT_ARENA : FAULT_COW;
   }
   const file = fileAt(mm, vmaFile(space, vma));
   // Under the folio lock: write-back clears the dirty bits under it, and ours must come before or after. With a reference,
@@ -175,6 +183,16 @@ function faultWriteProtected(
   return FAULT_DONE;
 }
 
+/** Makes a page that only its entry maps one of `anon`: no mapping above need be looked at for it. Linux: folio_move_anon_rmap(). */
+function moveAnon(space: SpaceCore, entry: Pte, pte: number, anon: number): void {
+  const { frames } = space.mm;
+  const pfn = pfnOfPte(pte);
+  // With a reference: another agent may take the page from the entry, and its frame become another's.
+  if (!frames.tryGet(pfn)) return;
+  if (Atomics.load(space.agent.words, entry) === pte) frames.setMapping(pfn, anon, frames.index(pfn));
+  frames.put(pfn);
+}
+
 function locked(file: FileCore, index: number, pfn: number): number {
   need.file = file;
   need.index = index;
@@ -182,24 +200,25 @@ function locked(file: FileCore, index: number, pfn: number): number {
   return FAULT_LOCKED;
 }
 
-function faultAnonymous(space: SpaceCore, vma: Vma, entry: Pte, write: boolean): number {
+function faultAnonymous(space: SpaceCore, vma: Vma, vpn: number, entry: Pte, write: boolean): number {
   const { mm, agent } = space;
   const w = agent.words;
   if (!write) {
     Atomics.compareExchange(w, entry, 0, makePte(ZERO_PFN, PTE_VALID | PTE_READ | PTE_ACCESSED));
     return FAULT_DONE;
   }
+  const anon = prepareAnon(space, vma);
+  if (anon === 0) return FAULT_ARENA;
   const pfn = mm.frames.tryAlloc(true);
   if (pfn === 0) return FAULT_FRAME;
-  prepareAnon(space, vma);
-  installAnonymous(space, entry, pfn);
+  installAnonymous(space, entry, pfn, anon, fileIndexOf(space, vma, vpn));
   return FAULT_DONE;
 }
 
 /** Maps an own frame in an empty entry, or gives it back if somebody was faster. */
-function installAnonymous(space: SpaceCore, entry: Pte, pfn: number): void {
+function installAnonymous(space: SpaceCore, entry: Pte, pfn: number, anon: number, index: number): void {
   const { frames } = space.mm;
-  frames.initMapped(pfn, PG_ANON | PG_UPTODATE);
+  frames.initMapped(pfn, PG_ANON | PG_UPTODATE, anon, index);
   if (Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, NEW_ANON)) !== 0) {
     frames.addMapcount(pfn, -1);
     frames.put(pfn);
@@ -217,7 +236,9 @@ function faultFile(
 ): number {
   const { frames } = space.mm;
   const index = fileIndexOf(space, vma, vpn);
-  if (write && (flags & VM_SHARED) === 0) prepareAnon(space, vma);
+  const copies = write && (flags & VM_SHARED) === 0;
+  const anon = copies ? prepareAnon(space, vma) : 0;
+  if (copies && anon === 0) return FAULT_ARENA;
   // First: a page beyond the end that is still in the cache is on its way out.
   if (index >= file.pages) {
     if (!write) faultAround(space, vma, vpn, entry, file, index);
@@ -234,11 +255,11 @@ function faultFile(
     return locked(file, index, page);
   }
   markUsed(file, page);
-  if (write && (flags & VM_SHARED) === 0) {
+  if (copies) {
     const copy = index < file.pages ? frames.tryAlloc(false) : 0;
     if (copy !== 0) {
       frames.copyFrame(copy, page);
-      installAnonymous(space, entry, copy);
+      installAnonymous(space, entry, copy, anon, index);
     }
     frames.unlockFolio(page);
     frames.put(page);
@@ -401,13 +422,21 @@ function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
 
 const needsCopy = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
 
-/** Fills a fresh frame and puts it in the place of the one that a busy entry had. */
-function installCopy(space: SpaceCore, vpn: number, entry: Pte, old: number, fresh: number): void {
+/** Fills a fresh frame, the page `index` of `anon`, and puts it in the place of the one that a busy entry had. */
+function installCopy(
+  space: SpaceCore,
+  vpn: number,
+  entry: Pte,
+  old: number,
+  fresh: number,
+  anon: number,
+  index: number,
+): void {
   const { agent, mm } = space;
   const { frames } = mm;
   if (old === ZERO_PFN) frames.zeroFrame(fresh);
   else frames.copyFrame(fresh, old);
-  frames.initMapped(fresh, PG_ANON | PG_UPTODATE);
+  frames.initMapped(fresh, PG_ANON | PG_UPTODATE, anon, index);
   Atomics.store(agent.words, entry, makePte(fresh, NEW_ANON));
   wakeQueue(agent.words, space.slot + SP_FAULTQ);
   if (old !== ZERO_PFN) {
@@ -423,8 +452,8 @@ const COPIED: number = 0;
 const NOT_NEEDED: number = 1; // somebody else did it: the access tries again
 const WAITS: number = 2; //      for another agent, or for whoever changes the entry; nothing is changed
 
-/** Copies the page of an entry to `fresh`, if nobody has to be waited for. Preconditions: an open range; mmapLock. */
-function tryCopy(space: SpaceCore, vpn: number, fresh: number): number {
+/** Copies the page of an entry to `fresh`, the page `index` of `anon`, if nobody has to be waited for. Preconditions: an open range; mmapLock. */
+function tryCopy(space: SpaceCore, vpn: number, fresh: number, anon: number, index: number): number {
   const { agent } = space;
   const w = agent.words;
   const entry = radixFind(w, space.pgd, vpn);
@@ -433,7 +462,7 @@ function tryCopy(space: SpaceCore, vpn: number, fresh: number): number {
   if (!isValid(pte) || !needsCopy(pte)) return NOT_NEEDED;
   if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) !== pte) return WAITS;
   if (markRange(space, vpn, vpn + 1).length === 0) {
-    installCopy(space, vpn, entry, pfnOfPte(pte), fresh);
+    installCopy(space, vpn, entry, pfnOfPte(pte), fresh, anon, index);
     return COPIED;
   }
   Atomics.store(w, entry, pte);
@@ -451,7 +480,7 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
   let result = FAULT_COW;
   if (beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
     const fresh = mm.frames.tryAlloc(false);
-    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, fresh);
+    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, fresh, need.anon, need.index);
     if (outcome === COPIED) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
     else if (fresh !== 0) mm.frames.put(fresh);
     result = fresh === 0 ? FAULT_FRAME : outcome === WAITS ? FAULT_COW : FAULT_DONE;
@@ -467,12 +496,16 @@ interface OpenCopy {
   readonly rest: Op<void> | undefined;
   /** The frame of the copy, with a reference of its own. */
   readonly fresh: Pfn;
+  /** What the copy is to name. */
+  readonly anon: number;
+  readonly index: number;
 }
 
 /** Reserves a frame and begins to tell the subscribers. Undefined: no frame is free, and nobody has been told. */
 function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy | undefined {
   const { mm } = space;
   const { pageSize } = mm;
+  const { anon, index } = need;
   const fresh = mm.frames.tryAlloc(false);
   if (fresh === 0) return undefined;
   const c = space.notifiers.context;
@@ -480,7 +513,7 @@ function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy |
   try {
     const rest = openRange(c, range, false);
     if (!rest) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-    return { range, rest, fresh };
+    return { range, rest, fresh, anon, index };
   } catch (error) {
     mm.frames.put(fresh);
     throw error;
@@ -490,7 +523,7 @@ function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy |
 /** Goes on with a copy-on-write to its end. Preconditions: mmapLock held for reading. */
 function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> {
   const { mm } = space;
-  const { fresh } = copy;
+  const { fresh, anon, index } = copy;
   let used = false;
   try {
     if (copy.rest) {
@@ -501,7 +534,7 @@ function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> 
       const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
       if (taken.entries.length === 0) return; // somebody else did it: the access tries again
       used = true;
-      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
+      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh, anon, index);
     } finally {
       endOpenRange(space.notifiers.context, copy.range);
     }
@@ -559,10 +592,10 @@ export function faultNow(
 }
 
 /** As finishCopyOp(), for an open range. False: it has to wait, and the range is still open. */
-function tryFinishCopy(space: SpaceCore, vpn: number, { range, fresh }: OpenCopy): boolean {
+function tryFinishCopy(space: SpaceCore, vpn: number, { range, fresh, anon, index }: OpenCopy): boolean {
   let outcome = NOT_NEEDED;
   try {
-    outcome = tryCopy(space, vpn, fresh);
+    outcome = tryCopy(space, vpn, fresh, anon, index);
   } finally {
     if (outcome === NOT_NEEDED) space.mm.frames.put(fresh);
     if (outcome !== WAITS) endOpenRange(space.notifiers.context, range);

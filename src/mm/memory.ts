@@ -68,7 +68,7 @@ import { PFN_LIMIT } from "./pte.ts";
 import { reclaimOp } from "./reclaim.ts";
 import { AddressSpace, createSpaceRecord } from "./space.ts";
 import { takeTlbs, tlbWords } from "./spaceCore.ts";
-import { Views } from "./views.ts";
+import { dropDead, viewedFrames } from "./views.ts";
 import { settleDead } from "./zap.ts";
 
 export interface MemoryOptions {
@@ -378,7 +378,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       if ((flags & PG_DIRTY) !== 0) dirty++;
     }
     let pinned = 0;
-    for (let slot = 0; slot < mm.maxAgents; slot++) pinned += new Views(mm, slot).frames().length;
+    for (let slot = 0; slot < mm.maxAgents; slot++) pinned += viewedFrames(mm, slot).length;
     const free = Math.max(0, frames.free);
     const agents = [];
     for (let slot = 0; slot < this.agent.top(); slot++) {
@@ -435,7 +435,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
 
   #reap(slot: number, ownerId: number): string | undefined {
     const { mm, agent } = this;
-    new Views(mm, slot).dropAll();
+    dropDead(mm, slot);
     let held: string | undefined;
     mm.unprotect(slot);
     reapFutexes(mm, ownerId);
@@ -467,7 +467,11 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     for (const forget of this.#adopted) forget();
     this.#adopted.clear();
     this.agent.leave();
+    this.mm.pins.dropAll();
+    // Other agents may end spaces meanwhile: their subscriptions stay until we have looked through them.
+    const held = this.mm.useAllSpaces();
     dropSubscriptions(this.agent);
+    for (const slot of held) unuseSpace(this.mm.spaceAt(slot));
     for (const space of this.mm.spaces.values()) space.freeTlb();
     for (const backing of this.mm.backings.values()) backing.close?.();
     this.mm.backings.clear();

@@ -41,7 +41,7 @@ import {
 } from "./layout.ts";
 import type { FileCore } from "./pageCache.ts";
 import type { SpaceCore } from "./spaceCore.ts";
-import { Views } from "./views.ts";
+import { Pins, Views } from "./views.ts";
 
 /** Spinning on a section of some ten instructions: after so many rounds whoever is in it may be dead. */
 const ROUNDS_BEFORE_LOOK = 10_000;
@@ -73,6 +73,7 @@ export class Mm {
   /** Spaces whose TLB this agent may hit in the turn that is going on. */
   readonly activeSpaces: SpaceCore[] = [];
   readonly views: Views;
+  readonly pins: Pins;
   /** Backings that this agent opened, by record of the file. */
   readonly backings: Map<File, Backing> = new Map();
   /** Files that this agent is destroying. */
@@ -116,6 +117,7 @@ export class Mm {
     this.header = header;
     this.#counters = header + MM_COUNTERS + agent.slot * COUNTER_WORDS;
     this.views = new Views(this, agent.slot);
+    this.pins = new Pins(this, agent.slot);
     for (let k = 0; k < COUNTER_WORDS; k++) Atomics.store(w, this.#counters + k, 0);
   }
 

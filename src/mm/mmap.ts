@@ -5,7 +5,15 @@ import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { checkLive } from "./fault.ts";
 import { createMemoryFile, unuseFile } from "./files.ts";
-import { type File, VM_ACCOUNT, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE } from "./layout.ts";
+import {
+  type AnonVma,
+  type File,
+  VM_ACCOUNT,
+  VM_LOCKED,
+  VM_NORESERVE,
+  VM_SHARED,
+  VM_WRITE,
+} from "./layout.ts";
 import type { FileCore } from "./pageCache.ts";
 import { populateMappingOp } from "./populate.ts";
 import {
@@ -83,7 +91,12 @@ export function* mmapOp(space: SpaceCore, m: MapRequest, file: FileCore | undefi
     (m.locked ? VM_LOCKED : 0);
   const own = file ?? (shared ? createMemoryFile(mm, length) : undefined);
   const unused: File[] = file || !own ? [] : [own.slot];
-  const kind = { flags, file: (own?.slot ?? 0) as File, pgoff: file ? pgoff : own ? 0 : -1, anon: 0 };
+  const kind = {
+    flags,
+    file: (own?.slot ?? 0) as File,
+    pgoff: file ? pgoff : own ? 0 : -1,
+    anon: 0 as AnonVma,
+  };
   const readOnly = file !== undefined && !file.writable;
   let address = -1;
   try {

@@ -102,7 +102,7 @@ function* unmapFileOp(file: FileCore, first: number, end: number, copies: boolea
       }
     }
   } finally {
-    releaseMappings(file, mappings);
+    releaseMappings(file.mm, mappings);
   }
 }
 

@@ -189,8 +189,9 @@ describe("taking and giving back", () => {
   test("freeing a mapped frame panics in debug mode", () => {
     const frames = one(40);
     const pfn = frames.tryAlloc(false);
-    frames.initMapped(pfn, PG_UPTODATE);
+    frames.initMapped(pfn, PG_UPTODATE, 8, -3);
     expect([frames.mapcount(pfn), frames.flags(pfn)]).toEqual([1, PG_UPTODATE]);
+    expect([frames.mapping(pfn), frames.index(pfn)]).toEqual([8, -3]);
     expect(() => frames.put(pfn)).toThrow(/F4/);
   });
 
