@@ -252,12 +252,19 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
   /** The space with this id, also one that another agent made; the same object each time. Errors: ESRCH. */
   space(id: SpaceId): AddressSpace {
     this.agent.checkUsable("space");
+    const { mm } = this;
     const w = this.agent.words;
-    const slot = this.mm
-      .allSpaces()
-      .find((s) => Atomics.load(w, s + SP_ID) === id && Atomics.load(w, s + SP_STATE) === SPACE_LIVE);
-    if (slot === undefined) throw new MmError("ESRCH", "space", `no space with id ${id}`);
-    return this.mm.spaceAt(slot) as AddressSpace;
+    for (const slot of mm.allSpaces()) {
+      // It may have exited, and its record be freed, since it was listed.
+      mm.protect(slot);
+      try {
+        if (Atomics.load(w, slot + SP_ID) === id && Atomics.load(w, slot + SP_STATE) === SPACE_LIVE)
+          return mm.spaceAt(slot) as AddressSpace;
+      } finally {
+        mm.unprotect();
+      }
+    }
+    throw new MmError("ESRCH", "space", `no space with id ${id}`);
   }
 
   /**

@@ -63,7 +63,8 @@ export const vmaAnon = (space: SpaceCore, vma: Vma): AnonVma =>
 /** Page of the file, or of the anonymous memory, that stands at a virtual page of the vma. */
 export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {
   const first = vmaStart(space, vma) / space.mm.pageSize;
-  return (Atomics.load(space.agent.words, vma + VMA_PGOFF) + (vpn - first)) | 0; // 31 bits
+  // Plain: constant while the vma is linked.
+  return (space.agent.words[vma + VMA_PGOFF]! + (vpn - first)) | 0; // 31 bits
 }
 
 /** The vma that covers an address, or 0. */
@@ -221,8 +222,7 @@ function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
   )
     return false;
   const continues =
-    fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) ===
-    Atomics.load(space.agent.words, next + VMA_PGOFF);
+    fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) === space.agent.words[next + VMA_PGOFF]!;
   if (!continues) return false;
   const anon = vmaAnon(space, vma);
   const nextAnon = vmaAnon(space, next);

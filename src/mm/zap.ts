@@ -28,7 +28,7 @@ import {
   PTE_PFN_SHIFT,
   settleBusy,
 } from "./pte.ts";
-import { INDEX_END, LEAF_ENTRIES, radixStretches } from "./radix.ts";
+import { INDEX_END, LEAF_ENTRIES, radixFind, radixStretches } from "./radix.ts";
 import { awaitAcksOp, markRange, markTlbs, NO_ACKS, type PendingAck } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 
@@ -332,6 +332,10 @@ function changeEntries(
 ): boolean {
   const w = space.agent.words;
   const { kernels } = space.mm.frames;
+  if (end - start === 1 && !wants) {
+    const entry = radixFind(w, space.pgd, start);
+    return entry !== 0 && changeEntry(space, entry, start, clear, set, changed, wants);
+  }
   // Only where the acknowledgements may be refused does it matter what the entries were.
   const remembers = space.agent.current?.mode === "try";
   let reduced = false;
@@ -343,24 +347,37 @@ function changeEntries(
       return;
     }
     for (let k = 0; k < count; k++) {
-      const entry = first + k;
-      for (let pte = Atomics.load(w, entry); isValid(pte);) {
-        if (wants && !wants(pte, vpn + k)) break;
-        const next = (pte & ~clear) | set;
-        if (next === pte) break;
-        const seen = Atomics.compareExchange(w, entry, pte, next);
-        if (seen === pte) {
-          reduced ||= (pte & clear) !== 0;
-          changed.entries.push(entry);
-          changed.olds.push(pte);
-          break;
-        }
-        pte = seen;
-      }
+      if (changeEntry(space, first + k, vpn + k, clear, set, changed, wants)) reduced = true;
     }
   });
   if (wants) space.mm.unprotect();
   return reduced;
+}
+
+/** True if the entry has lost a bit. */
+function changeEntry(
+  space: SpaceCore,
+  entry: number,
+  vpn: number,
+  clear: number,
+  set: number,
+  changed: Changed,
+  wants: Wants | undefined,
+): boolean {
+  const w = space.agent.words;
+  for (let pte = Atomics.load(w, entry); isValid(pte);) {
+    if (wants && !wants(pte, vpn)) return false;
+    const next = (pte & ~clear) | set;
+    if (next === pte) return false;
+    const seen = Atomics.compareExchange(w, entry, pte, next);
+    if (seen === pte) {
+      changed.entries.push(entry);
+      changed.olds.push(pte);
+      return (pte & clear) !== 0;
+    }
+    pte = seen;
+  }
+  return false;
 }
 
 function restoreBits(space: SpaceCore, changed: Changed, clear: number, set: number): void {
