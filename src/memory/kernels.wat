@@ -68,15 +68,16 @@
         (br_if $word (local.get $count))))
     (local.get $seen))
 
-  ;; getRange(ptr, count, mask, want, step, soft, ref, stride) -> n, or ~n.
+  ;; getRange(ptr, count, mask, want, step, soft, ref, stride, bits, most) -> n, or ~n.
   ;; Takes a reference to the frame of each page-table word from ptr on, as long as (word & mask) == want, where want
   ;; grows by `step` from word to word; the counters of the frames are the words at ref, ref + stride, ... Sets the bits
-  ;; `soft` in each word. Stops at the first word that does not match, whose frame is free, or that changes meanwhile.
+  ;; `soft` in each word. Stops at the first word that does not match, whose frame is free or has `most` references in the
+  ;; `bits` of its counter, or that changes meanwhile.
   ;; n is how many have been taken; ~n says that the frame of the n-th word has one reference too many, which the
   ;; caller gives back: the word changed after it was taken.
   (func (export "getRange")
     (param $ptr i32) (param $count i32) (param $mask i32) (param $want i32) (param $step i32) (param $soft i32)
-    (param $ref i32) (param $stride i32) (result i32)
+    (param $ref i32) (param $stride i32) (param $bits i32) (param $most i32) (result i32)
     (local $n i32)
     (local $old i32)      ;; the word, when its frame was looked up
     (local $refs i32)     ;; references that this round expects
@@ -89,6 +90,7 @@
         (local.set $refs (i32.atomic.load (local.get $ref)))
         (loop $get
           (br_if $done (i32.eqz (local.get $refs)))
+          (br_if $done (i32.ge_u (i32.and (local.get $refs) (local.get $bits)) (local.get $most)))
           (local.set $found
             (i32.atomic.rmw.cmpxchg
               (local.get $ref) (local.get $refs) (i32.add (local.get $refs) (i32.const 1))))
@@ -128,13 +130,13 @@
         (br $word)))
     (local.get $n))
 
-  ;; shareRange(src, dst, count, keep, ref, map, stride, shift) -> OR of all words of src that are not valid.
-  ;; Copies page-table words: a valid one loses, in both places, all bits but `keep`, and the two counters of the frame
-  ;; n = word >>> shift, at ref + n * stride and map + n * stride, grow by one, frame 0 excepted; other words are copied as
-  ;; they are. Preconditions: nobody else changes the words of src, and nobody can find dst yet.
+  ;; shareRange(src, dst, count, keep, counts, stride, shift, one) -> OR of all words of src that are not valid.
+  ;; Copies page-table words: a valid one loses, in both places, all bits but `keep`, and the counter of the frame
+  ;; n = word >>> shift, at counts + n * stride, grows by `one`, frame 0 excepted; other words are copied as they are.
+  ;; Preconditions: nobody else changes the words of src, and nobody can find dst yet.
   (func (export "shareRange")
     (param $src i32) (param $dst i32) (param $count i32) (param $keep i32)
-    (param $ref i32) (param $map i32) (param $stride i32) (param $shift i32) (result i32)
+    (param $counts i32) (param $stride i32) (param $shift i32) (param $one i32) (result i32)
     (local $others i32)
     (local $word i32)
     (local $frame i32)
@@ -148,8 +150,7 @@
               (i32.mul (i32.shr_u (local.get $word) (local.get $shift)) (local.get $stride)))
             (if (local.get $frame)
               (then
-                (drop (i32.atomic.rmw.add (i32.add (local.get $ref) (local.get $frame)) (i32.const 1)))
-                (drop (i32.atomic.rmw.add (i32.add (local.get $map) (local.get $frame)) (i32.const 1)))))
+                (drop (i32.atomic.rmw.add (i32.add (local.get $counts) (local.get $frame)) (local.get $one)))))
             (if (i32.and (local.get $word) (i32.xor (local.get $keep) (i32.const -1)))
               (then
                 (local.set $word (i32.and (local.get $word) (local.get $keep)))
@@ -162,10 +163,10 @@
         (br_if $next (local.get $count))))
     (local.get $others))
 
-  ;; heldRange(ptr, count, ref, map, stride, shift) -> 1 if the frame of a valid word (word >>> shift, frame 0 excepted) has
-  ;; another number in its word at ref than in that at map, each `stride` bytes further for each frame; else 0.
+  ;; heldRange(ptr, count, counts, stride, shift, bits) -> 1 if the frame n of a valid word (word >>> shift, frame 0 excepted)
+  ;; has one of `bits` in its counter, at counts + n * stride; else 0.
   (func (export "heldRange")
-    (param $ptr i32) (param $count i32) (param $ref i32) (param $map i32) (param $stride i32) (param $shift i32)
+    (param $ptr i32) (param $count i32) (param $counts i32) (param $stride i32) (param $shift i32) (param $bits i32)
     (result i32)
     (local $word i32)
     (local $frame i32)
@@ -180,9 +181,9 @@
             (if (local.get $frame)
               (then
                 (if
-                  (i32.ne
-                    (i32.atomic.load (i32.add (local.get $ref) (local.get $frame)))
-                    (i32.atomic.load (i32.add (local.get $map) (local.get $frame))))
+                  (i32.and
+                    (i32.atomic.load (i32.add (local.get $counts) (local.get $frame)))
+                    (local.get $bits))
                   (then (return (i32.const 1))))))))
         (local.set $ptr (i32.add (local.get $ptr) (i32.const 4)))
         (local.set $count (i32.sub (local.get $count) (i32.const 1)))
@@ -231,14 +232,14 @@
       (then (return (i32.xor (local.get $n) (i32.const -1)))))
     (local.get $n))
 
-  ;; dropRange(ptr, olds, count, shift, mask, want, stride, flags, dirty, ref, map) -> n.
+  ;; dropRange(ptr, olds, count, shift, mask, want, stride, flags, dirty, counts, one) -> n.
   ;; For each word of `olds` that is not 0, as takeRange() left them: the word of ptr with the same number becomes 0, and
-  ;; the frame (old >>> shift) loses a reference and a mapping, but for frame 0; it gets the bits `dirty` first if
-  ;; (old & mask) == want. Its words lie at flags, ref and map, `stride` bytes further for each frame. The frames whose
-  ;; references ran out, n of them, are listed at the beginning of `olds`.
+  ;; counter of the frame (old >>> shift) loses `one`, but for frame 0; it gets the bits `dirty` first if
+  ;; (old & mask) == want. Its words lie at flags and counts, `stride` bytes further for each frame. The frames whose counters
+  ;; came to 0, n of them, are listed at the beginning of `olds`.
   (func (export "dropRange")
     (param $ptr i32) (param $olds i32) (param $count i32) (param $shift i32) (param $mask i32) (param $want i32)
-    (param $stride i32) (param $flags i32) (param $dirty i32) (param $ref i32) (param $map i32) (result i32)
+    (param $stride i32) (param $flags i32) (param $dirty i32) (param $counts i32) (param $one i32) (result i32)
     (local $n i32)
     (local $list i32)
     (local $old i32)
@@ -256,11 +257,10 @@
           (if (i32.eq (i32.and (local.get $old) (local.get $mask)) (local.get $want))
             (then
               (drop (i32.atomic.rmw.or (i32.add (local.get $flags) (local.get $at)) (local.get $dirty)))))
-          (drop (i32.atomic.rmw.sub (i32.add (local.get $map) (local.get $at)) (i32.const 1)))
           (br_if $next
             (i32.gt_s
-              (i32.atomic.rmw.sub (i32.add (local.get $ref) (local.get $at)) (i32.const 1))
-              (i32.const 1)))
+              (i32.atomic.rmw.sub (i32.add (local.get $counts) (local.get $at)) (local.get $one))
+              (local.get $one)))
           (i32.store (i32.add (local.get $list) (i32.shl (local.get $n) (i32.const 2))) (local.get $pfn))
           (local.set $n (i32.add (local.get $n) (i32.const 1))))
         (local.set $ptr (i32.add (local.get $ptr) (i32.const 4)))

@@ -27,8 +27,8 @@ export interface Kernels {
   orRange(ptr: number, count: number): number;
   /**
    * Takes a reference to the frame of each page-table word from byte `ptr` on, as long as `word & mask` is `want`, which
-   * grows by `step` from word to word, and sets the bits `soft` in it; the counters lie at `ref`, `ref + stride`, …
-   * Returns how many; as ~n if the n-th frame has got one reference too many, because its word changed.
+   * grows by `step` from word to word, and sets the bits `soft` in it; the counters lie at `ref`, `ref + stride`, … Stops
+   * where one is 0, or its `bits` are `most` or more. Returns how many; as ~n if the n-th frame has got one reference too many, because its word changed.
    */
   getRange(
     ptr: number,
@@ -39,28 +39,29 @@ export interface Kernels {
     soft: number,
     ref: number,
     stride: number,
+    bits: number,
+    most: number,
   ): number;
   /** Takes one from each of `count` counters, up to one that runs out. Returns how many; as ~n if the last ran out. */
   putRange(ref: number, count: number, stride: number): number;
   /**
    * 1 if the frame n = `word >>> shift` of one of `count` valid page-table words from byte `ptr` on, frame 0 excepted, has
-   * other numbers at `ref + n * stride` and `map + n * stride`; else 0.
+   * one of `bits` in its counter, at `counts + n * stride`; else 0.
    */
-  heldRange(ptr: number, count: number, ref: number, map: number, stride: number, shift: number): number;
+  heldRange(ptr: number, count: number, counts: number, stride: number, shift: number, bits: number): number;
   /**
    * Copies `count` page-table words from byte `src` to `dst`. A valid one loses, in both places, all bits but `keep`, and
-   * the counters of its frame n = `word >>> shift`, at `ref + n * stride` and `map + n * stride`, grow by one, those of
-   * frame 0 excepted. Returns the OR of the words that are not valid. Preconditions: nobody else changes them.
+   * the counter of its frame n = `word >>> shift`, at `counts + n * stride`, grows by `one`, that of frame 0 excepted. Returns the OR of the words that are not valid. Preconditions: nobody else changes them.
    */
   shareRange(
     src: number,
     dst: number,
     count: number,
     keep: number,
-    ref: number,
-    map: number,
+    counts: number,
     stride: number,
     shift: number,
+    one: number,
   ): number;
   /**
    * `count` page-table words from byte `ptr`: each valid one becomes `(old & keep) | busy`, and goes to the word of `out`
@@ -68,9 +69,9 @@ export interface Kernels {
    */
   takeRange(ptr: number, count: number, keep: number, busy: number, wait: number, out: number): number;
   /**
-   * What takeRange() took: the words become 0, and the frame `old >>> shift` of each loses a mapping and a reference, but
-   * frame 0; first it gets the flags `dirty` if `old & mask` is `want`. The words of frame 0 lie at `flags`, `ref` and `map`,
-   * those of the next `stride` bytes further. Returns how many frames ran out; they are listed from `olds` on.
+   * What takeRange() took: the words become 0, and the counter of the frame `old >>> shift` of each loses `one`, but
+   * that of frame 0; first it gets the flags `dirty` if `old & mask` is `want`. The words of frame 0 lie at `flags` and
+   * `counts`, those of the next `stride` bytes further. Returns how many came to 0; they are listed from `olds` on.
    */
   dropRange(
     ptr: number,
@@ -82,8 +83,8 @@ export interface Kernels {
     stride: number,
     flags: number,
     dirty: number,
-    ref: number,
-    map: number,
+    counts: number,
+    one: number,
   ): number;
   /**
    * Frees the frames listed: the words at `a`, `b` and `c` of each become 0, its bit at `zero` 0 and then that at `free` 1.
@@ -169,14 +170,14 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
       for (let k = ptr >>> 2, end = k + count; k < end; k++) seen |= Atomics.load(words, k);
       return seen;
     },
-    getRange: (ptr, count, mask, want, step, soft, ref, stride) => {
+    getRange: (ptr, count, mask, want, step, soft, ref, stride, bits, most) => {
       for (let n = 0; n < count; n++) {
         const at = (ptr >>> 2) + n;
         const old = Atomics.load(words, at);
         if ((old & mask) !== ((want + n * step) | 0)) return n;
         const counter = (ref + n * stride) >>> 2;
         for (let refs = Atomics.load(words, counter); ;) {
-          if (refs === 0) return n;
+          if (refs === 0 || (refs & bits) >= most) return n;
           const found = Atomics.compareExchange(words, counter, refs, refs + 1);
           if (found === refs) break;
           refs = found;
@@ -195,26 +196,23 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
       }
       return count;
     },
-    heldRange: (ptr, count, ref, map, stride, shift) => {
+    heldRange: (ptr, count, counts, stride, shift, bits) => {
       for (let k = ptr >>> 2, end = k + count; k < end; k++) {
         const word = Atomics.load(words, k);
         const frame = (word >>> shift) * stride;
         if ((word & 1) === 0 || frame === 0) continue;
-        if (Atomics.load(words, (ref + frame) >>> 2) !== Atomics.load(words, (map + frame) >>> 2)) return 1;
+        if ((Atomics.load(words, (counts + frame) >>> 2) & bits) !== 0) return 1;
       }
       return 0;
     },
-    shareRange: (src, dst, count, keep, ref, map, stride, shift) => {
+    shareRange: (src, dst, count, keep, counts, stride, shift, one) => {
       let others = 0;
       for (let k = 0; k < count; k++) {
         let word = Atomics.load(words, (src >>> 2) + k);
         if ((word & 1) === 0) others |= word;
         else {
           const frame = (word >>> shift) * stride;
-          if (frame !== 0) {
-            Atomics.add(words, (ref + frame) >>> 2, 1);
-            Atomics.add(words, (map + frame) >>> 2, 1);
-          }
+          if (frame !== 0) Atomics.add(words, (counts + frame) >>> 2, one);
           word &= keep;
           Atomics.store(words, (src >>> 2) + k, word);
         }
@@ -240,7 +238,7 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
       }
       return blocked === 0 ? taken : ~taken;
     },
-    dropRange: (ptr, olds, count, shift, mask, want, stride, flags, dirty, ref, map) => {
+    dropRange: (ptr, olds, count, shift, mask, want, stride, flags, dirty, counts, one) => {
       let ended = 0;
       for (let n = 0; n < count; n++) {
         const old = words[(olds >>> 2) + n]!;
@@ -249,8 +247,8 @@ export function plainKernels(memory: WebAssembly.Memory): Kernels {
         const pfn = old >>> shift;
         if (pfn === 0) continue;
         if ((old & mask) === want) Atomics.or(words, (flags + pfn * stride) >>> 2, dirty);
-        Atomics.sub(words, (map + pfn * stride) >>> 2, 1);
-        if (Atomics.sub(words, (ref + pfn * stride) >>> 2, 1) <= 1) words[(olds >>> 2) + ended++] = pfn;
+        if (Atomics.sub(words, (counts + pfn * stride) >>> 2, one) <= one)
+          words[(olds >>> 2) + ended++] = pfn;
       }
       return ended;
     },

@@ -21,7 +21,15 @@
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
 import { BusError, MmError, SegvError } from "../errors.ts";
-import { PG_ANON, PG_DIRTY, PG_RECLAIM, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import {
+  MOST_MAPPINGS,
+  PG_ANON,
+  PG_DIRTY,
+  PG_RECLAIM,
+  PG_UNUSED,
+  PG_UPTODATE,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import {
   beginRange,
   endOpenRange,
@@ -88,6 +96,7 @@ export const FAULT_PAGE = 7; //     the page is not in the cache; see `need`
 export const FAULT_LOCKED = 8; //   the page is locked; see `need`
 export const FAULT_COW = 9; //      needs copy-on-write, which waits
 export const FAULT_CONTENDED = 10; // mmapLock is taken
+export const FAULT_MAPPED = 11; //  the page is mapped as often as can be counted
 
 /**
  * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
@@ -220,8 +229,7 @@ function installAnonymous(space: SpaceCore, entry: Pte, pfn: number, anon: numbe
   const { frames } = space.mm;
   frames.initMapped(pfn, PG_ANON | PG_UPTODATE, anon, index);
   if (Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, NEW_ANON)) !== 0) {
-    frames.addMapcount(pfn, -1);
-    frames.put(pfn);
+    frames.putMapped(pfn);
   }
 }
 
@@ -265,12 +273,12 @@ function faultFile(
     frames.put(page);
     return copy === 0 ? FAULT_FRAME : FAULT_DONE;
   }
-  mapLocked(space, entry, file, index, page, write ? PTE_WRITTEN : PTE_ACCESSED);
+  const result = mapLocked(space, entry, file, index, page, write ? PTE_WRITTEN : PTE_ACCESSED);
   if (!write) faultAround(space, vma, vpn, entry, file, index);
-  return FAULT_DONE;
+  return result;
 }
 
-/** Maps a locked page of the cache with its reference; unlocks it. */
+/** Maps a locked page of the cache with its reference; unlocks it. FAULT_DONE also where the access is to look again. */
 function mapLocked(
   space: SpaceCore,
   entry: Pte,
@@ -278,21 +286,22 @@ function mapLocked(
   index: number,
   pfn: number,
   bits: number,
-): void {
+): number {
   const { frames } = space.mm;
   // It may have left the cache between our reference and our lock, or be about to: the file has become shorter.
   if (file.frameOf(index) !== pfn || index >= file.pages) {
     frames.unlockFolio(pfn);
     frames.put(pfn);
-    return;
+    return FAULT_DONE;
   }
   if ((bits & PTE_WRITE) !== 0) frames.setFlags(pfn, PG_DIRTY);
-  frames.addMapcount(pfn, 1);
-  const mapped =
-    Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, PTE_VALID | PTE_READ | bits)) === 0;
-  if (!mapped) frames.addMapcount(pfn, -1);
+  const counted = frames.tryMap(pfn);
+  const pte = makePte(pfn, PTE_VALID | PTE_READ | bits);
+  const mapped = counted && Atomics.compareExchange(space.agent.words, entry, 0, pte) === 0;
+  if (counted && !mapped) frames.unmap(pfn);
   frames.unlockFolio(pfn);
   if (!mapped) frames.put(pfn);
+  return counted ? FAULT_DONE : FAULT_MAPPED;
 }
 
 /** Pages of one page table in Linux: fault-around stays in it. */
@@ -383,6 +392,13 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
           "the arena has no room for page tables; create the memory with a larger arena",
         );
       }
+      if (result === FAULT_MAPPED) {
+        throw new MmError(
+          "ENOMEM",
+          "access",
+          `the page of the file is mapped ${MOST_MAPPINGS} times, which is the most; unmap it elsewhere`,
+        );
+      }
       if (result === FAULT_BUSY) yield* waitWhileBusyOp(space, vpn);
       // Reserved by freeing it again: the next try takes it at once, or somebody was faster and we go round.
       else if (result === FAULT_FRAME) mm.frames.put(yield* allocFrameOp(mm, false));
@@ -441,8 +457,7 @@ function installCopy(
   wakeQueue(agent.words, space.slot + SP_FAULTQ);
   if (old !== ZERO_PFN) {
     batchReplaced(space, vpn, old);
-    frames.addMapcount(old, -1);
-    frames.put(old);
+    frames.putMapped(old);
   }
   mm.count(CT_COW);
 }

@@ -391,7 +391,7 @@ function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: nu
   const w = space.agent.words;
   const pfn = pfnOfPte(pte);
   const pinned = frames.refcount(pfn) > frames.mapcount(pfn) + 1;
-  if (pinned) {
+  if (pinned || !frames.tryMap(pfn)) {
     const copy = frames.tryAlloc(false);
     if (copy !== 0) {
       frames.copyFrame(copy, pfn);
@@ -401,7 +401,6 @@ function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: nu
     frames.put(pfn);
     return copy !== 0;
   }
-  frames.addMapcount(pfn, 1);
   if ((pte & PTE_EXCLUSIVE) !== 0) Atomics.store(w, entry, pte & ~PTE_EXCLUSIVE);
   Atomics.store(w, to, pte & ~(PTE_EXCLUSIVE | PTE_WRITE | PTE_ACCESSED));
   return true;
@@ -409,7 +408,7 @@ function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: nu
 
 /**
  * Copies an entry that maps a page of a file, unless somebody has the page's lock, as reclaim and write-back do, which
- * change entries under it: then a fault brings it. Preconditions: a reference, as before.
+ * change entries under it, or it is mapped too often: then a fault brings it. Preconditions: a reference, as before.
  */
 function copyFileEntry(space: SpaceCore, entry: number, to: number, pfn: number): void {
   const { frames, agent } = space.mm;
@@ -418,11 +417,8 @@ function copyFileEntry(space: SpaceCore, entry: number, to: number, pfn: number)
     return;
   }
   const pte = Atomics.load(agent.words, entry);
-  const same = isValid(pte) && pfnOfPte(pte) === pfn;
-  if (same) {
-    frames.addMapcount(pfn, 1);
-    Atomics.store(agent.words, to, pte & ~PTE_ACCESSED);
-  }
+  const mapped = isValid(pte) && pfnOfPte(pte) === pfn && frames.tryMap(pfn);
+  if (mapped) Atomics.store(agent.words, to, pte & ~PTE_ACCESSED);
   frames.unlockFolio(pfn);
-  if (!same) frames.put(pfn);
+  if (!mapped) frames.put(pfn);
 }

@@ -5,7 +5,7 @@
  * read under it or by sequence count · F under the file's lock · Y under the family's lock · O written by the owning agent
  * only.
  */
-import { IT_WORDS } from "../memory/index.ts";
+import { IT_WORDS, MOST_MAPPINGS } from "../memory/index.ts";
 import { QUEUE_WORDS } from "../sched/index.ts";
 import { MUTEX_WORDS, rwSemWords } from "../sync/index.ts";
 import type { Slot } from "../units.ts";
@@ -18,6 +18,9 @@ export const MM_IDS = 3; //      A  source of space and file ids
 export const MM_OWNERS = 4; //   A  source of owner ids
 export const MM_CLOSED = 5; //   A  1: close() has begun
 export const MM_DRAINS = 6; //   A  how often Linux would have emptied its batches of pages: see batches.ts
+export const MM_SPACE_COUNT = 7; // A  spaces, those that exit included
+/** Most spaces: an anonymous page is mapped once in each at most, so that its mappings can always be counted. */
+export const MOST_SPACES: number = MOST_MAPPINGS;
 export const MM_TABLE_LOCKS = 8; // A  spinlocks of shared page-table pages, hashed: see pageTables.ts
 export const TABLE_LOCK_COUNT = 8; // power of two
 export const MM_VIEWS = 16; //   O (reaper once)  per agent: newest block of its log of views

@@ -32,9 +32,11 @@ import {
   MM_IDS,
   MM_LOCK,
   MM_PROTECTED,
+  MM_SPACE_COUNT,
   MM_SPACES,
   mmWords,
   SP_ID,
+  MOST_SPACES,
   SP_NEXT,
   spUsersAt,
   type Space,
@@ -197,9 +199,21 @@ export class Mm {
     this.#link(MM_SPACES, space, SP_NEXT);
   }
 
+  /** Counts a space that is about to be made. Errors: ENOMEM. */
+  countSpace(operation: string): void {
+    if (Atomics.add(this.agent.words, this.header + MM_SPACE_COUNT, 1) < MOST_SPACES) return;
+    this.uncountSpace();
+    throw new MmError("ENOMEM", operation, `there are ${MOST_SPACES} spaces already; exit() some`);
+  }
+
+  uncountSpace(): void {
+    Atomics.sub(this.agent.words, this.header + MM_SPACE_COUNT, 1);
+  }
+
   /** Preconditions: MM_LOCK held. */
   unlinkSpaceLocked(space: Space): void {
     this.#unlinkLocked(MM_SPACES, space, SP_NEXT);
+    this.uncountSpace();
   }
 
   /** True if the record is a space's, and has not been freed. Preconditions: MM_LOCK held. */

@@ -155,8 +155,7 @@ function copyTable(mm: Mm, from: number, to: number): void {
   for (let k = 0; k < LEAF_ENTRIES; k++) {
     const pte = w[to + k]!;
     if (!isBusy(pte)) continue;
-    frames.get(pfnOfPte(pte));
-    frames.addMapcount(pfnOfPte(pte), 1);
+    frames.addMapping(pfnOfPte(pte));
     Atomics.store(w, to + k, settleBusy(pte) & ~NOT_SHARED);
   }
 }

@@ -1,6 +1,6 @@
 /** AddressSpace: what users see of a space. Linux: the mm_struct of a process, through its system calls. */
 import { isMmError, MmError } from "../errors.ts";
-import { itLowest, itSuccessor, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { allocWords, itLowest, itSuccessor, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { createSubscriptions, Notifiers, type NotifierSpace, type Subs } from "../notifier/index.ts";
 import { checkLiveness, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
 import { readChanged, readSequence } from "../sync/index.ts";
@@ -699,13 +699,15 @@ function makeAtomics(space: AddressSpace): Omit<SpaceAtomics, "wait" | "notify">
 export function createSpaceRecord(mm: Mm, state: number): Space {
   const { agent, heap, maxAgents } = mm;
   const w = agent.words;
-  const slot = mm.alloc(spaceWords(maxAgents), "createSpace") as Space;
+  mm.countSpace("createSpace");
+  const slot = allocWords(agent, heap, spaceWords(maxAgents)) as Space;
   const id = mm.nextId();
-  const pgd = createRadix(agent, heap);
+  const pgd = slot === 0 ? 0 : createRadix(agent, heap);
   const subs = pgd === 0 ? 0 : createSubscriptions(agent, heap, maxAgents, id);
   if (subs === 0) {
     if (pgd !== 0) destroyRadix(agent, heap, pgd);
-    mm.free(slot, spaceWords(maxAgents));
+    if (slot !== 0) mm.free(slot, spaceWords(maxAgents));
+    mm.uncountSpace();
     throw new MmError("ENOMEM", "createSpace", "the arena is full; create the memory with a larger arena");
   }
   Atomics.store(w, slot + SP_ID, id);

@@ -59,15 +59,22 @@ class RunLog {
 
   /**
    * Takes a reference to each of `pages` frames that lie together, the zero page excepted, which needs none; returns the
-   * run. Preconditions: the caller has translations, and no safepoint since.
+   * run. Preconditions: the caller has translations, and no safepoint since. Errors: ENOMEM; then none is held.
    */
   add(first: number, pages: number, writable: boolean): number {
     const { agent, frames } = this.mm;
     const w = agent.words;
-    const run = this.place();
+    let taken = 0;
+    let run: number;
+    try {
+      for (; taken < pages; taken++) if (first + taken !== ZERO_PFN) frames.get(first + taken);
+      run = this.place();
+    } catch (error) {
+      this.#putRun(first, taken);
+      throw error;
+    }
     // Counted before anybody can write through it.
     if (this.counts(writable)) Atomics.store(w, this.#held, w[this.#held]! + 1);
-    for (let k = 0; k < pages; k++) if (first + k !== ZERO_PFN) frames.get(first + k);
     Atomics.store(w, run + RUN_FIRST, entryOf(first, writable));
     Atomics.store(w, run + RUN_PAGES, pages);
     return run;
@@ -114,9 +121,14 @@ class RunLog {
         if ((frames.flags(pfn) & PG_ANON) === 0) frames.setFlags(pfn, PG_DIRTY);
       }
     }
-    if (first === ZERO_PFN) frames.putRun(first + 1, pages - 1);
-    else frames.putRun(first, pages);
+    this.#putRun(first, pages);
     if (this.counts(writable)) Atomics.store(w, this.#held, w[this.#held]! - 1);
+  }
+
+  #putRun(first: number, pages: number): void {
+    const { frames } = this.mm;
+    if (first !== ZERO_PFN) frames.putRun(first, pages);
+    else if (pages > 1) frames.putRun(first + 1, pages - 1);
   }
 
   /** Takes runs that have been given back off the end. */

@@ -246,8 +246,7 @@ export function dropTaken(space: SpaceCore, taken: Changed): void {
     const pfn = pfnOfPte(old);
     if (pfn === ZERO_PFN) continue;
     if ((old & PTE_DIRTY) !== 0 && (old & PTE_EXCLUSIVE) === 0) frames.setFlags(pfn, PG_DIRTY);
-    frames.addMapcount(pfn, -1);
-    frames.put(pfn);
+    frames.putMapped(pfn);
   }
   if (taken.entries.length > 0) wakeQueue(w, space.slot + SP_FAULTQ);
 }
