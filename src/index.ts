@@ -23,6 +23,7 @@ export {
   type OpenOptions,
   type PagemapEntry,
   PhysicalMemory,
+  type Pin,
   type Prot,
   registerBacking,
   type Span,

@@ -6,26 +6,28 @@
  *   F1  A frame is in the free bitmap if and only if its reference count is 0.
  *   F2  A bit in the zero bitmap of a free frame means that the frame holds zeros.
  *   F3  All frames less the sum of MEM_USED is the number of bits in the free bitmap.
- *   F4  mapcount <= refcount; a frame of the page cache has one reference from its file.
+ *   F4  A frame of the page cache has one reference from its file besides those of its mappings. There are never more
+ *       mappings or references than their bits can count.
  *
  * Allocation clears bits of the free bitmap by compare-exchange. Each agent prefers one group of 32 frames, which
  * others leave alone while they find something else: its stock. A frame has no other owner while it is free, so the
  * death of an agent loses at most what was on its way.
  */
-import { panic } from "../errors.ts";
+import { MmError, panic } from "../errors.ts";
 import { type Agent, type Op, QUEUE_WORDS, waitOp, wakeQueue } from "../sched/index.ts";
 import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
 import { type Pfn, WORD_BYTES } from "../units.ts";
 import {
   AGENT_LIMIT_WORDS,
   type Folio,
+  FOLIO_COUNT,
   FOLIO_FLAGS,
   FOLIO_INDEX,
-  FOLIO_MAPCOUNT,
   FOLIO_MAPPING,
   FOLIO_QUEUE_COUNT,
-  FOLIO_REFCOUNT,
   FOLIO_WORDS,
+  MAP_ONE,
+  MAP_SHIFT,
   MEM_AGENTS,
   MEM_CLUSTER_SHIFT,
   MEM_FOLIO_QUEUES,
@@ -40,9 +42,13 @@ import {
   MEM_SEGMENT_FRAMES,
   MEM_USED,
   MEM_ZERO_BITS,
+  MOST_MAPPINGS,
+  MOST_REFS,
+  PG_DIRTY,
   PG_LOCK_MASK,
   PG_LOCK_SHIFT,
   PG_RESERVED,
+  REFS_MASK,
   ZERO_PFN,
 } from "./layout.ts";
 import { type Kernels, plainKernels } from "./segments.ts";
@@ -225,11 +231,10 @@ export class Frames {
   #took(pfn: number, pages: number): void {
     const w = this.agent.words;
     for (let k = 0; k < pages; k++) {
-      const refcount = this.folioAt(pfn + k) + FOLIO_REFCOUNT;
-      if (this.agent.debug && Atomics.load(w, refcount) !== 0)
-        panic(`F1: frame ${pfn + k} was free and in use`);
+      const count = this.folioAt(pfn + k) + FOLIO_COUNT;
+      if (this.agent.debug && Atomics.load(w, count) !== 0) panic(`F1: frame ${pfn + k} was free and in use`);
       // Plain: nobody finds the frame before whoever took it publishes it with an atomic operation.
-      w[refcount] = 1;
+      w[count] = 1;
     }
     this.#countUsed(pages);
   }
@@ -318,7 +323,7 @@ export class Frames {
   /** Takes a reference unless the frame is free. */
   tryGet(pfn: number): boolean {
     const w = this.agent.words;
-    const word = this.folioAt(pfn) + FOLIO_REFCOUNT;
+    const word = this.folioAt(pfn) + FOLIO_COUNT;
     for (let count = Atomics.load(w, word); count !== 0;) {
       const seen = Atomics.compareExchange(w, word, count, count + 1);
       if (seen === count) return true;
@@ -327,22 +332,36 @@ export class Frames {
     return false;
   }
 
-  /** Takes another reference. Preconditions: the caller holds one. */
+  /** Takes another reference. Preconditions: the caller holds one, or a translation. Errors: ENOMEM if there are too many. */
   get(pfn: number): void {
-    Atomics.add(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1);
+    const word = this.folioAt(pfn) + FOLIO_COUNT;
+    if ((Atomics.add(this.agent.words, word, 1) & REFS_MASK) < MOST_REFS) return;
+    Atomics.sub(this.agent.words, word, 1);
+    throw new MmError(
+      "ENOMEM",
+      "access",
+      `one page is held ${MOST_REFS} times; end the turn, or call memory.poll(), to give spans back`,
+    );
   }
 
-  /** Makes a frame that nobody else can find yet the contents of one page-table entry. */
-  initMapped(pfn: number, flags: number): void {
+  /**
+   * Makes a frame that nobody else can find yet the contents of one page-table entry, which takes the caller's reference,
+   * and says whose page it is.
+   */
+  initMapped(pfn: number, flags: number, mapping: number, index: number): void {
     const folio = this.folioAt(pfn);
-    this.agent.words[folio + FOLIO_FLAGS] = flags;
-    this.agent.words[folio + FOLIO_MAPCOUNT] = 1;
+    const w = this.agent.words;
+    w[folio + FOLIO_FLAGS] = flags;
+    w[folio + FOLIO_COUNT] = MAP_ONE;
+    w[folio + FOLIO_MAPPING] = mapping;
+    w[folio + FOLIO_INDEX] = index;
   }
 
   /** Gives a reference back; the last one frees the frame. */
   put(pfn: number): void {
     if (pfn === ZERO_PFN) return;
-    if (Atomics.sub(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT, 1) <= 1) this.#ranOut(pfn);
+    const before = Atomics.sub(this.agent.words, this.folioAt(pfn) + FOLIO_COUNT, 1);
+    if ((before & REFS_MASK) <= 1) this.#ranOut(pfn, before, 1);
   }
 
   /**
@@ -355,7 +374,7 @@ export class Frames {
     count: number,
     { mask, want, step, soft }: { mask: number; want: number; step: number; soft: number },
   ): number {
-    const ref = (this.folioAt(pfn) + FOLIO_REFCOUNT) * WORD_BYTES;
+    const ref = (this.folioAt(pfn) + FOLIO_COUNT) * WORD_BYTES;
     const n = this.kernels.getRange(
       entry * WORD_BYTES,
       count,
@@ -365,48 +384,104 @@ export class Frames {
       soft,
       ref,
       FOLIO_WORDS * WORD_BYTES,
+      REFS_MASK,
+      MOST_REFS,
     );
     if (n >= 0) return n;
     this.put(pfn + ~n);
     return ~n;
   }
 
+  /** True if a frame that one of `count` page-table words from word `entry` on maps has references besides its mappings. */
+  anyHeld(entry: number, count: number, shift: number): boolean {
+    const counts = (this.#folios + FOLIO_COUNT) * WORD_BYTES;
+    const stride = FOLIO_WORDS * WORD_BYTES;
+    return this.kernels.heldRange(entry * WORD_BYTES, count, counts, stride, shift, REFS_MASK) !== 0;
+  }
+
   /**
-   * Copies `count` page-table words from word `from` to word `to`, with a reference and a mapping more for each frame; valid
-   * words keep only the bits `keep` in both places. Returns the OR of the others. Preconditions: nobody else changes them.
+   * Copies `count` page-table words from word `from` to word `to`, with a mapping more for each frame; valid words keep only the bits `keep` in both places. Returns the OR of the others. Preconditions: nobody else changes them.
    */
   shareEntries(from: number, to: number, count: number, keep: number, shift: number): number {
-    const folio = this.folioAt(0);
     return this.kernels.shareRange(
       from * WORD_BYTES,
       to * WORD_BYTES,
       count,
       keep,
-      (folio + FOLIO_REFCOUNT) * WORD_BYTES,
-      (folio + FOLIO_MAPCOUNT) * WORD_BYTES,
+      (this.#folios + FOLIO_COUNT) * WORD_BYTES,
       FOLIO_WORDS * WORD_BYTES,
       shift,
+      MAP_ONE,
     );
   }
 
   /** Gives a reference to each of `pages` frames back. */
   putRun(pfn: number, pages: number): void {
     for (let done = 0; done < pages;) {
-      const ref = (this.folioAt(pfn + done) + FOLIO_REFCOUNT) * WORD_BYTES;
+      const ref = (this.folioAt(pfn + done) + FOLIO_COUNT) * WORD_BYTES;
       const n = this.kernels.putRange(ref, pages - done, FOLIO_WORDS * WORD_BYTES);
       done += n < 0 ? ~n : n;
-      if (n < 0) this.#ranOut(pfn + done - 1);
+      if (n < 0) this.#release(pfn + done - 1);
     }
   }
 
-  #ranOut(pfn: number): void {
-    if (this.refcount(pfn) < 0) panic(`F4: frame ${pfn} has no reference left to give back`);
-    this.#release(pfn);
+  /**
+   * Gives back what page-table words mapped that kernels.takeRange() took: `count` words from `entry` on, their old values
+   * from word `olds` on, which this overwrites; they may be the words themselves. The words become 0. A frame whose old value has `want` in `mask` becomes dirty.
+   */
+  dropMapped(
+    entry: number,
+    olds: number,
+    count: number,
+    { shift, mask, want }: { shift: number; mask: number; want: number },
+  ): void {
+    const { kernels, agent } = this;
+    const ended = kernels.dropRange(
+      entry * WORD_BYTES,
+      olds * WORD_BYTES,
+      count,
+      shift,
+      mask,
+      want,
+      FOLIO_WORDS * WORD_BYTES,
+      (this.#folios + FOLIO_FLAGS) * WORD_BYTES,
+      PG_DIRTY,
+      (this.#folios + FOLIO_COUNT) * WORD_BYTES,
+      MAP_ONE,
+    );
+    if (agent.debug) for (let k = 0; k < ended; k++) this.#release(agent.words[olds + k]!);
+    else if (ended > 0) this.#releaseListed(olds, ended);
+  }
+
+  /** As #release() for `count` frames, listed from word `list` on. */
+  #releaseListed(list: number, count: number): void {
+    const w = this.agent.words;
+    const hint = w[list]! >>> GROUP_SHIFT;
+    const twice = this.kernels.freeRange(
+      list * WORD_BYTES,
+      count,
+      FOLIO_WORDS * WORD_BYTES,
+      (this.#folios + FOLIO_FLAGS) * WORD_BYTES,
+      (this.#folios + FOLIO_MAPPING) * WORD_BYTES,
+      (this.#folios + FOLIO_INDEX) * WORD_BYTES,
+      this.#freeBits * WORD_BYTES,
+      this.#zeroBits * WORD_BYTES,
+    );
+    if (twice !== 0) panic(`F1: frame ${twice} freed twice`);
+    this.#countUsed(-count);
+    w[this.header + MEM_FREE_HINT] = hint;
+  }
+
+  /** The last of its kind was given back: frees the frame if there is nothing of the other kind. */
+  #ranOut(pfn: number, before: number, one: number): void {
+    if (before === one) this.#release(pfn);
+    else if ((one === 1 ? before & REFS_MASK : before >> MAP_SHIFT) === 0)
+      panic(`F4: frame ${pfn} has no reference left to give back`);
   }
 
   /** Drops the last reference if it is the only one: nobody can find the frame any more. */
   tryFreeze(pfn: number): boolean {
-    const word = this.folioAt(pfn) + FOLIO_REFCOUNT;
+    const word = this.folioAt(pfn) + FOLIO_COUNT;
     return Atomics.compareExchange(this.agent.words, word, 1, 0) === 1;
   }
 
@@ -423,7 +498,7 @@ export class Frames {
     w[folio + FOLIO_MAPPING] = 0;
     w[folio + FOLIO_INDEX] = 0;
     if (this.agent.debug) {
-      if (Atomics.load(w, folio + FOLIO_MAPCOUNT) !== 0) panic(`F4: frame ${pfn} freed while it is mapped`);
+      if (Atomics.load(w, folio + FOLIO_COUNT) !== 0) panic(`F4: frame ${pfn} freed while it is in use`);
       this.bytesOf(pfn).fill(POISON_BYTE);
     }
     const group = pfn >>> GROUP_SHIFT;
@@ -434,16 +509,38 @@ export class Frames {
     w[this.header + MEM_FREE_HINT] = group; // a hint
   }
 
+  /** All references, those of mappings included. */
   refcount(pfn: number): number {
-    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_REFCOUNT);
+    const count = Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_COUNT);
+    return (count & REFS_MASK) + (count >> MAP_SHIFT);
   }
 
-  addMapcount(pfn: number, delta: number): void {
-    Atomics.add(this.agent.words, this.folioAt(pfn) + FOLIO_MAPCOUNT, delta);
+  /** Makes the caller's reference that of a mapping. False if it is mapped too often; then the caller still has it. */
+  tryMap(pfn: number): boolean {
+    const word = this.folioAt(pfn) + FOLIO_COUNT;
+    if (Atomics.add(this.agent.words, word, MAP_ONE - 1) >> MAP_SHIFT < MOST_MAPPINGS) return true;
+    this.unmap(pfn);
+    return false;
+  }
+
+  /** Counts another mapping, with its reference. Preconditions: it is mapped, and less often than can be counted. */
+  addMapping(pfn: number): void {
+    Atomics.add(this.agent.words, this.folioAt(pfn) + FOLIO_COUNT, MAP_ONE);
+  }
+
+  /** Makes the reference of a mapping the caller's. */
+  unmap(pfn: number): void {
+    Atomics.sub(this.agent.words, this.folioAt(pfn) + FOLIO_COUNT, MAP_ONE - 1);
+  }
+
+  /** Gives the reference of a mapping back; the last one frees the frame. */
+  putMapped(pfn: number): void {
+    const before = Atomics.sub(this.agent.words, this.folioAt(pfn) + FOLIO_COUNT, MAP_ONE);
+    if (before < 2 * MAP_ONE) this.#ranOut(pfn, before, MAP_ONE);
   }
 
   mapcount(pfn: number): number {
-    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_MAPCOUNT);
+    return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_COUNT) >> MAP_SHIFT;
   }
 
   // ---- flags and the folio lock ------------------------------------------------------------------------------
@@ -461,7 +558,7 @@ export class Frames {
     return Atomics.and(this.agent.words, this.folioAt(pfn) + FOLIO_FLAGS, ~flags);
   }
 
-  /** Slot of the file whose page a frame holds, 0 = none. Stable under the folio lock. */
+  /** Slot of the file, with PG_ANON of the anon_vma, whose page a frame holds, 0 = none. Stable under the folio lock. */
   mapping(pfn: number): number {
     return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_MAPPING);
   }
@@ -470,9 +567,9 @@ export class Frames {
     return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_INDEX);
   }
 
-  setMapping(pfn: number, file: number, index: number): void {
+  setMapping(pfn: number, mapping: number, index: number): void {
     const folio = this.folioAt(pfn);
-    Atomics.store(this.agent.words, folio + FOLIO_MAPPING, file);
+    Atomics.store(this.agent.words, folio + FOLIO_MAPPING, mapping);
     Atomics.store(this.agent.words, folio + FOLIO_INDEX, index);
   }
 
@@ -559,8 +656,6 @@ export class Frames {
       if (isFree !== (this.refcount(pfn) === 0))
         return `F1: frame ${pfn} free=${isFree} refcount=${this.refcount(pfn)}`;
       if (isFree && zero && !this.#isZero(pfn)) return `F2: frame ${pfn} is marked zero and is not`;
-      if (this.mapcount(pfn) > this.refcount(pfn))
-        return `F4: frame ${pfn} mapped ${this.mapcount(pfn)} times`;
     }
     if (free !== this.free) return `F3: ${free} free bits, count says ${this.free}`;
     return undefined;
@@ -580,7 +675,7 @@ export function initFrames(w: Int32Array, header: number): void {
   }
   w[freeBits] = w[freeBits]! & ~1;
   const zero = w[header + MEM_FOLIOS]! + ZERO_PFN * FOLIO_WORDS;
-  w[zero + FOLIO_REFCOUNT] = 1;
+  w[zero + FOLIO_COUNT] = 1;
   w[zero + FOLIO_FLAGS] = PG_RESERVED;
   w[header + MEM_PEAK] = 1;
 }

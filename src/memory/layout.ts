@@ -38,11 +38,21 @@ export const CLUSTER_BYTES = 65536;
 
 // Frame record.
 export const FOLIO_FLAGS = 0; //    A  PG_*, and the lock holder's slot + 1 in the top byte
-export const FOLIO_REFCOUNT = 1; // A  references held; 0 = free
-export const FOLIO_MAPCOUNT = 2; // A  page-table entries that map it
-export const FOLIO_MAPPING = 3; //  F  slot of the file whose page it is, 0 = anonymous
-export const FOLIO_INDEX = 4; //    F  page index in that file
-export const FOLIO_WORDS = 5;
+export const FOLIO_COUNT = 1; //    A  references and mappings, below; 0 = free
+export const FOLIO_MAPPING = 2; //  F  slot of the file whose page it is, with PG_ANON of the anon_vma; 0 = none
+export const FOLIO_INDEX = 3; //    F  page index in that file, or page offset in that anon_vma
+export const FOLIO_WORDS = 4;
+
+// FOLIO_COUNT: one atomic operation maps a page or takes it from its last entry.
+/** Page-table entries that map it, each with a reference. */
+export const MAP_SHIFT = 18;
+export const MAP_ONE: number = 1 << MAP_SHIFT;
+/** References besides those of mappings. */
+export const REFS_MASK: number = MAP_ONE - 1;
+/** Most of them: the rest is for those who take one at the same time before they see it. */
+export const MOST_REFS: number = 1 << (MAP_SHIFT - 1);
+/** Most mappings, likewise; 13 bits are theirs. */
+export const MOST_MAPPINGS = 8000;
 
 export const PG_UPTODATE = 0x1; //   contents are what the backing holds, or newer
 export const PG_DIRTY = 0x2; //      contents are newer than the backing
@@ -52,9 +62,11 @@ export const PG_ANON = 0x10; //      private to one space
 export const PG_RESERVED = 0x20; //  the zero page: never freed, never written
 export const PG_ERROR = 0x40; //     the backing could not deliver or take it
 export const PG_LAZYFREE = 0x80; //  anonymous, and given up by madvise free unless it is written again
-export const PG_BATCHED = 0x400; //  anonymous, with an index that says in which batch: see mm/batches.ts
+export const PG_BATCHED = 0x400; //  anonymous, and PG_BATCH_MASK says in which batch: see mm/batches.ts
 export const PG_RECLAIM = 0x100; //  reclaim has unmapped it, and it is free once it is written back
 export const PG_UNUSED = 0x200; //   allocated ahead, and not read or written since: not in core yet for mincore and fault-around
+export const PG_BATCH_SHIFT = 12;
+export const PG_BATCH_MASK: number = 0xfff << 12;
 export const PG_LOCK_SHIFT = 24;
 export const PG_LOCK_MASK: number = 0x7f << 24;
 

@@ -9,16 +9,25 @@ import { isMmError, MmError, SegvError } from "../errors.ts";
 import { ZERO_PFN } from "../memory/index.ts";
 import type { Notifiers } from "../notifier/index.ts";
 import { type Op, runBlocking } from "../sched/index.ts";
-import { FAULT_DONE, faultOp, tryFault } from "./fault.ts";
+import { FAULT_DONE, faultNow, faultOp, tryFault } from "./fault.ts";
 import type { Space } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { makePte, PTE_ACCESSED, PTE_PFN, PTE_READ, PTE_VALID } from "./pte.ts";
 import { entryIn, radixPointer, radixRun, TABLE_SHARED } from "./radix.ts";
 import { FIRST_VPN, LAST_VPN, SpaceCore, TLB_FLAGS } from "./spaceCore.ts";
+import type { Pins, Views } from "./views.ts";
 
 /** Bytes of frames that lie together; also the memory they are in. Valid until the turn ends or memory.poll(). */
 export interface Span extends Uint8Array {
   memory: WebAssembly.Memory;
+}
+
+/** A span whose frames are in a log, as a run of it. */
+interface TakenSpan {
+  readonly span: Span;
+  readonly pfn: number;
+  readonly pages: number;
+  readonly run: number;
 }
 
 /** Pages that one span covers at most. */
@@ -102,15 +111,19 @@ export class SpaceAccess extends SpaceCore {
 
   /** Frame of a page, faulting in place; blocks where the agent may, else EAGAIN where it would have to. A safepoint. */
   locate(vpn: number, write: boolean, address: number): number {
+    this.#begin();
     for (;;) {
-      const pfn = this.tryLocate(vpn, write);
+      const pfn = this.peek(vpn, write);
       if (pfn >= 0) return pfn;
       try {
-        runBlocking(this.agent, faultOp(this, vpn, write, address));
+        const rest = faultNow(this, vpn, write, address);
+        if (!rest) continue;
+        runBlocking(this.agent, rest);
       } catch (error) {
         if (isMmError(error, "EAGAIN")) missing.set(error, { space: this, vpn, write });
         throw error;
       }
+      this.#begin();
     }
   }
 
@@ -447,24 +460,39 @@ export class SpaceAccess extends SpaceCore {
     return 0;
   }
 
-  /** The next span of `[address, end)`, its frames in the view log. */
-  takeSpan(address: number, end: number, write: boolean): { span: Span; pfn: number; pages: number } {
-    const { frames, pageSize, views } = this.mm;
+  /** The next span of `[address, end)`, its frames in the log of views. A safepoint. */
+  takeSpan(address: number, end: number, write: boolean): TakenSpan {
     const vpn = this.#checkAddress(address);
-    const pfn = this.locate(vpn, write, address);
+    return this.#takeFrom(this.locate(vpn, write, address), address, end, write, this.mm.views);
+  }
+
+  /** As takeSpan(), with the frames in the given log, bringing the first page in as an operation does. */
+  *takeSpanOp(address: number, end: number, write: boolean, log: Views | Pins): Op<TakenSpan> {
+    const vpn = this.#checkAddress(address);
+    for (;;) {
+      const pfn = this.tryLocate(vpn, write);
+      if (pfn >= 0) return this.#takeFrom(pfn, address, end, write, log);
+      yield* faultOp(this, vpn, write, address);
+    }
+  }
+
+  /** A span from a page on that is in frame `pfn`. Preconditions: its translation is this agent's; no safepoint since. */
+  #takeFrom(pfn: number, address: number, end: number, write: boolean, log: Views | Pins): TakenSpan {
+    const { frames, pageSize } = this.mm;
+    const vpn = Math.floor(address / pageSize);
     const within = address - vpn * pageSize;
     const wanted = Math.ceil((within + end - address) / pageSize);
     const limit = Math.min(wanted, SPAN_PAGES);
     let pages = write ? this.#together(vpn, pfn, limit) : 1;
-    views.add(pfn, pages, write);
+    const run = log.add(pfn, pages, write);
     if (!write) {
       const more = this.#getMapped(vpn + 1, pfn + 1, limit - 1);
-      views.extend(more);
+      log.extend(run, more);
       pages += more;
     }
     const length = Math.min(end - address, pages * pageSize - within);
     const span = frames.bytesOf(pfn, pages).subarray(within, within + length) as Span;
     span.memory = frames.memories[frames.segmentOf(pfn)]!;
-    return { span, pfn, pages };
+    return { span, pfn, pages, run };
   }
 }

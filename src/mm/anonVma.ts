@@ -1,15 +1,29 @@
 /**
- * anon_vma: what groups the private pages of a mapping. Linux: mm/rmap.c, anon_vma_prepare(), anon_vma_fork().
+ * Which anon_vma a vma has. Linux: mm/rmap.c, anon_vma_prepare(), anon_vma_fork(). What one is: anonTree.ts.
  *
- * Here it is a number, and there is no list behind it: anonymous pages are never looked up from their frames. What it is
- * for is what can be seen of it: whether mappings merge, and whether fork copies and tells of a mapping at all.
+ * It also decides whether mappings merge, and whether fork copies and tells of a mapping at all.
  *
- *   none    -> own     the first private page or guard: a new number, or that of a neighbour it could merge with
+ *   none    -> own     the first private page or guard: a new one, or that of a neighbour it could merge with
  *   own     -> own     split, move, merge: the parts keep it
- *   own     -> child's fork: a new number, with VM_FORK_CHILD
+ *   own     -> child's fork: a new one below it, with VM_FORK_CHILD
+ *   own     -> none    a move that leaves the mapping behind, empty
  */
 import { itPredecessor, itSuccessor } from "../memory/index.ts";
-import { VM_EXEC, VM_FORK_CHILD, VM_MAYBE_GUARD, VM_READ, VM_WRITE, type Vma, VMA_ANON } from "./layout.ts";
+import { lockSpin, unlockSpin } from "../sync/index.ts";
+import { createAnon, homeOf, linkAnonLocked, withFamilyLock } from "./anonTree.ts";
+import {
+  type AnonVma,
+  AV_USES,
+  MM_LOCK,
+  VM_EXEC,
+  VM_FORK_CHILD,
+  VM_MAYBE_GUARD,
+  VM_READ,
+  VM_WRITE,
+  type Vma,
+  VMA_ANON,
+  VMA_PGOFF,
+} from "./layout.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaAnon, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 
@@ -27,7 +41,7 @@ function compatible(space: SpaceCore, low: Vma, high: Vma): boolean {
   );
 }
 
-function neighbours(space: SpaceCore, vma: Vma): number {
+function neighbours(space: SpaceCore, vma: Vma): AnonVma {
   const { agent } = space;
   const next = itSuccessor(agent, vma) as Vma;
   const previous = itPredecessor(agent, vma) as Vma;
@@ -35,12 +49,34 @@ function neighbours(space: SpaceCore, vma: Vma): number {
     vmaAnon(space, near) !== 0 && (vmaFlags(space, near) & VM_FORK_CHILD) === 0;
   if (next !== 0 && lends(next) && compatible(space, vma, next)) return vmaAnon(space, next);
   if (previous !== 0 && lends(previous) && compatible(space, previous, vma)) return vmaAnon(space, previous);
-  return 0;
+  return 0 as AnonVma;
 }
 
-/** Gives a vma its anon_vma, before its first private page. Preconditions: mmapLock, for reading at least. */
-export function prepareAnon(space: SpaceCore, vma: Vma): void {
-  const w = space.agent.words;
-  if (w[vma + VMA_ANON] !== 0) return;
-  Atomics.compareExchange(w, vma + VMA_ANON, 0, neighbours(space, vma) || space.mm.nextId());
+/**
+ * Gives a vma its anon_vma, before its first private page; returns what such a page is to name, or 0 if the arena is full.
+ * Preconditions: mmapLock, for reading at least.
+ */
+export function prepareAnon(space: SpaceCore, vma: Vma): AnonVma {
+  const anon = space.agent.words[vma + VMA_ANON]! as AnonVma; // plain: set once while mmapLock is held
+  return anon === 0 ? prepareFirst(space, vma) : homeOf(space.mm, anon);
+}
+
+function prepareFirst(space: SpaceCore, vma: Vma): AnonVma {
+  const { agent, mm } = space;
+  const w = agent.words;
+  // Others under mmapLock do the same: for this vma, or for a neighbour that looks at this one.
+  lockSpin(agent, mm.header + MM_LOCK);
+  let anon = vmaAnon(space, vma);
+  if (anon === 0) {
+    const lent = neighbours(space, vma);
+    anon = lent === 0 ? createAnon(mm, lent) : lent;
+    if (anon !== 0) {
+      const pages = (vmaEnd(space, vma) - vmaStart(space, vma)) / mm.pageSize;
+      withFamilyLock(mm, anon, () => linkAnonLocked(mm, vma, anon, Atomics.load(w, vma + VMA_PGOFF), pages));
+      Atomics.store(w, vma + VMA_ANON, anon);
+      if (lent === 0) Atomics.sub(w, anon + AV_USES, 1); // the vma's is the one that stays
+    }
+  }
+  unlockSpin(agent, mm.header + MM_LOCK);
+  return anon === 0 ? anon : homeOf(mm, anon);
 }

@@ -6,8 +6,18 @@
  *   a page that madvise free gives up                       madvise free, cold, pageout
  *   a page that a locked mapping loses to unmapping         mlock, munlock, populating
  *   or to copy-on-write                                     exit
+ *
+ * A frame's flags say in which batch it is, by the low bits of how often they were emptied. A page that stays until the
+ * count comes round counts as collected again, and is copied once more than need be.
  */
-import { PG_ANON, PG_BATCHED, PG_LAZYFREE, ZERO_PFN } from "../memory/index.ts";
+import {
+  PG_ANON,
+  PG_BATCH_MASK,
+  PG_BATCH_SHIFT,
+  PG_BATCHED,
+  PG_LAZYFREE,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import { MM_DRAINS, VM_LOCKED } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { isValid, pfnOfPte } from "./pte.ts";
@@ -21,12 +31,14 @@ export function drainBatches(mm: Mm): void {
   Atomics.add(mm.agent.words, mm.header + MM_DRAINS, 1);
 }
 
-const currentOf = (mm: Mm): number => Atomics.load(mm.agent.words, mm.header + MM_DRAINS);
+/** What the flags of a page say that is in the batch now. */
+const currentOf = (mm: Mm): number =>
+  PG_BATCHED | ((Atomics.load(mm.agent.words, mm.header + MM_DRAINS) << PG_BATCH_SHIFT) & PG_BATCH_MASK);
 
 /** Puts a mapped anonymous page in the batch. */
 function batch(mm: Mm, pfn: number): void {
-  mm.frames.setMapping(pfn, 0, currentOf(mm));
-  mm.frames.setFlags(pfn, PG_BATCHED);
+  mm.frames.clearFlags(pfn, PG_BATCH_MASK);
+  mm.frames.setFlags(pfn, currentOf(mm));
 }
 
 /** Calls `visit` with the frame of each entry of `[first, end)` (pages) that maps an anonymous page. */
@@ -77,4 +89,4 @@ export function batchReplaced(space: SpaceCore, vpn: number, pfn: number): void 
 }
 
 export const isBatched = (mm: Mm, pfn: number): boolean =>
-  (mm.frames.flags(pfn) & PG_BATCHED) !== 0 && mm.frames.index(pfn) === currentOf(mm);
+  (mm.frames.flags(pfn) & (PG_BATCHED | PG_BATCH_MASK)) === currentOf(mm);

@@ -1,19 +1,30 @@
 /**
  * Verifies every invariant of a memory that is at rest: the frame table against page tables and page caches, page
- * tables against vmas and files, this agent's TLBs against page tables, the trees, the subscriptions, the heap.
- * Names the first thing that is wrong.
+ * tables against vmas and files, anonymous frames against what leads to their entries, this agent's TLBs against page
+ * tables, the trees, the subscriptions, the heap. Names the first thing that is wrong.
  */
 import {
   blockNote,
   checkHeap,
   checkIntervalTree,
+  itLast,
+  itLinked,
+  itLowest,
+  itStart,
+  itSuccessor,
   PG_ANON,
   PG_DIRTY,
   PG_LOCK_MASK,
   ZERO_PFN,
 } from "../memory/index.ts";
 import { checkSubscriptions } from "../notifier/index.ts";
+import { anonMappingsOf, descends, homeOf, rootOf } from "./anonTree.ts";
 import {
+  type AnonVma,
+  AV_LOCK,
+  AV_PARENT,
+  AV_USES,
+  AV_VMAS,
   type File,
   FL_KIND,
   FL_LOCK,
@@ -27,6 +38,7 @@ import {
   VM_SHARED,
   VM_WRITE,
   type Vma,
+  VMA_ANON_NODE,
 } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { fileAt } from "./pageCache.ts";
@@ -41,9 +53,10 @@ import {
   PTE_WRITTEN,
 } from "./pte.ts";
 import { INDEX_END, radixFind, radixStretches, TABLE_SHARED } from "./radix.ts";
+import { releaseMappings } from "./rmap.ts";
 import { eachTlbEntry, type SpaceCore } from "./spaceCore.ts";
-import { allVmas, fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
-import { Views } from "./views.ts";
+import { allVmas, fileIndexOf, findVma, vmaAnon, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
+import { checkHeldRuns, viewedFrames } from "./views.ts";
 
 /** What is wrong with a valid entry, given its mapping. */
 function checkEntry(space: SpaceCore, vma: Vma, vpn: number, pte: number): string | undefined {
@@ -66,10 +79,99 @@ function checkEntry(space: SpaceCore, vma: Vma, vpn: number, pte: number): strin
     return `has frame ${pfn} for its own, which is mapped ${frames.mapcount(pfn)} times or not anonymous`;
   const file = vmaFile(space, vma);
   if (file === 0 || anonymous)
-    return anonymous && !shared ? undefined : `has a frame of the wrong kind (${pfn})`;
+    return anonymous && !shared
+      ? checkAnonymousEntry(space, vma, vpn, pfn)
+      : `has a frame of the wrong kind (${pfn})`;
   const cached = fileAt(mm, file).frameOf(fileIndexOf(space, vma, vpn));
   if (cached !== pfn) return `maps frame ${pfn}, its file has the page in frame ${cached}`;
   if (writable && (frames.flags(pfn) & PG_DIRTY) === 0) return `is writable, and frame ${pfn} is clean`;
+  return undefined;
+}
+
+/** A2, but for what only the tree can say. */
+function checkAnonymousEntry(space: SpaceCore, vma: Vma, vpn: number, pfn: number): string | undefined {
+  const { mm } = space;
+  const { frames } = mm;
+  const anon = vmaAnon(space, vma);
+  if (anon === 0) return `maps the anonymous frame ${pfn} in a mapping without anon_vma (A2)`;
+  const home = frames.mapping(pfn) as AnonVma;
+  if (!descends(mm, anon, home) || homeOf(mm, home) !== home)
+    return `maps frame ${pfn} of anon_vma ${home}, which is not above that of the mapping, ${anon} (A2)`;
+  if (frames.index(pfn) !== fileIndexOf(space, vma, vpn))
+    return `maps frame ${pfn} of offset ${frames.index(pfn)} at offset ${fileIndexOf(space, vma, vpn)} (A2)`;
+  return undefined;
+}
+
+/** A2: the entries that the reverse mapping of an anonymous frame finds, less than none if it finds something twice. */
+function foundEntries(mm: Mm, pfn: number): number {
+  const mappings = anonMappingsOf(mm, pfn);
+  const places = new Set<string>();
+  for (const { space, vpn } of mappings) {
+    const entry = radixFind(mm.agent.words, mm.spaceAt(space).pgd, vpn);
+    const pte = entry === 0 ? 0 : Atomics.load(mm.agent.words, entry);
+    if (isValid(pte) && pfnOfPte(pte) === pfn) places.add(`${space} ${vpn}`);
+  }
+  const unique = new Set(mappings.map(({ space, vpn }) => `${space} ${vpn}`)).size === mappings.length;
+  releaseMappings(mm, mappings);
+  return unique ? places.size : -1;
+}
+
+/** What is counted of anon_vmas on the way through all spaces. */
+interface AnonCounts {
+  /** Vmas by anon_vma. */
+  readonly vmas: Map<AnonVma, number>;
+}
+
+/** A1 for one vma. */
+function checkAnonNode(space: SpaceCore, vma: Vma, counts: AnonCounts): string | undefined {
+  const { agent, mm } = space;
+  const anon = vmaAnon(space, vma);
+  const node = vma + VMA_ANON_NODE;
+  const where = `A1: the mapping at ${vmaStart(space, vma)} of space ${space.id}`;
+  if (anon === 0) return itLinked(agent, node) ? `${where} has no anon_vma and is in a tree` : undefined;
+  counts.vmas.set(anon, (counts.vmas.get(anon) ?? 0) + 1);
+  if (!itLinked(agent, node)) return `${where} has anon_vma ${anon} and is in no tree`;
+  const first = fileIndexOf(space, vma, vmaStart(space, vma) / mm.pageSize) >>> 0;
+  const pages = (vmaEnd(space, vma) - vmaStart(space, vma)) / mm.pageSize;
+  if (itStart(agent, node) !== first || itLast(agent, node) !== first + pages - 1)
+    return `${where} stands in its family's tree with other offsets`;
+  return undefined;
+}
+
+/** A1 and A3 for all families. Preconditions: the vmas of all spaces are in `counts`. */
+function checkFamilies(mm: Mm, { vmas }: AnonCounts): string | undefined {
+  const { agent } = mm;
+  const w = agent.words;
+  const uses = new Map(vmas);
+  const roots = new Map<AnonVma, number>();
+  // Records without vmas are found from those below them.
+  for (const [anon, count] of vmas) {
+    const root = rootOf(mm, anon);
+    roots.set(root, (roots.get(root) ?? 0) + count);
+  }
+  const seen = new Set<AnonVma>();
+  for (const anon of vmas.keys()) {
+    for (let at = anon; at !== 0 && !seen.has(at);) {
+      seen.add(at);
+      const parent = Atomics.load(w, at + AV_PARENT) as AnonVma;
+      if (parent !== 0) uses.set(parent, (uses.get(parent) ?? 0) + 1);
+      at = parent;
+    }
+  }
+  for (const anon of seen) {
+    const counted = Atomics.load(w, anon + AV_USES);
+    if (counted !== uses.get(anon))
+      return `A3: anon_vma ${anon} has ${uses.get(anon)} uses, counted ${counted}`;
+  }
+  for (const [root, count] of roots) {
+    const wrong = checkIntervalTree(agent, root + AV_VMAS);
+    if (wrong !== undefined) return `the tree of family ${root}: ${wrong}`;
+    if (Atomics.load(w, root + AV_LOCK) !== 0) return `the lock of family ${root} is held at rest`;
+    let nodes = 0;
+    for (let node = itLowest(agent, root + AV_VMAS); node !== 0; node = itSuccessor(agent, node)) nodes++;
+    if (nodes !== count)
+      return `A1: ${nodes} mappings are in the tree of family ${root}, ${count} belong there`;
+  }
   return undefined;
 }
 
@@ -92,13 +194,15 @@ function checkTlb(space: SpaceCore): string | undefined {
   return wrong;
 }
 
-function checkVmas(space: SpaceCore): string | undefined {
+function checkVmas(space: SpaceCore, counts: AnonCounts): string | undefined {
   let end = 0;
   let wrong: string | undefined;
   for (const vma of allVmas(space)) {
     if (vmaStart(space, vma) < end || vmaEnd(space, vma) <= vmaStart(space, vma))
       wrong ??= `space ${space.id} has overlapping or empty mappings at ${vmaStart(space, vma)}`;
     end = vmaEnd(space, vma);
+    const fault = checkAnonNode(space, vma, counts);
+    wrong ??= fault;
   }
   return wrong;
 }
@@ -109,7 +213,10 @@ export function checkMemory(mm: Mm): string | undefined {
   const w = agent.words;
   const maps = new Int32Array(frames.count);
   const references = new Int32Array(frames.count);
+  /** Pages of spaces that have a frame: more than its mappings, where they share a table. */
+  const places = new Int32Array(frames.count);
   const tables = new Map<number, { spaces: number; owned: boolean }>();
+  const anons: AnonCounts = { vmas: new Map() };
   let wrong: string | undefined = frames.check() ?? checkHeap(agent, mm.heap);
   const note = (text: string): void => {
     wrong ??= text;
@@ -117,7 +224,8 @@ export function checkMemory(mm: Mm): string | undefined {
   for (const slot of mm.allSpaces()) {
     const space = mm.spaceAt(slot);
     wrong ??= checkIntervalTree(agent, slot + SP_VMAS) ?? checkSubscriptions(space.notifiers.context);
-    wrong ??= checkVmas(space) ?? checkTlb(space);
+    const fault = checkVmas(space, anons);
+    wrong ??= fault ?? checkTlb(space);
     let shared = 0;
     radixStretches(w, Atomics.load(w, slot + SP_PGD), 0, INDEX_END, (first, vpn, count, pointer) => {
       const isShared = (Atomics.load(w, pointer) & TABLE_SHARED) !== 0;
@@ -132,8 +240,9 @@ export function checkMemory(mm: Mm): string | undefined {
         if (!isValid(pte)) continue;
         const fault = checkEntry(space, findVma(space, (vpn + k) * mm.pageSize), vpn + k, pte);
         if (fault !== undefined) note(`${where} ${fault}`);
-        if (others) continue; // one mapping for all who have the table
         const pfn = pfnOfPte(pte);
+        places[pfn]!++;
+        if (others) continue; // one mapping for all who have the table
         maps[pfn]!++;
         references[pfn]!++;
       }
@@ -146,17 +255,25 @@ export function checkMemory(mm: Mm): string | undefined {
     if (counted !== spaces) note(`S1: the page table at ${table} is in ${spaces} spaces, counted ${counted}`);
     if (spaces > 1 && owned) note(`S2: the page table at ${table} is in ${spaces} spaces, and one's own`);
   }
+  wrong ??= checkFamilies(mm, anons);
   for (const file of mm.allFiles()) {
     wrong ??= checkIntervalTree(agent, file + FL_VMAS);
     if (Atomics.load(w, file + FL_LOCK) !== 0) note(`the lock of file at ${file} is held at rest`);
     checkFilePages(mm, file, references, note);
   }
   for (let slot = 0; slot < mm.maxAgents; slot++) {
-    for (const pfn of new Views(mm, slot).frames()) references[pfn]!++;
+    for (const pfn of viewedFrames(mm, slot)) references[pfn]!++;
+    wrong ??= checkHeldRuns(mm, slot);
   }
   for (let pfn = 1; pfn < frames.count; pfn++) {
     if (frames.mapcount(pfn) !== maps[pfn])
       note(`F4: frame ${pfn} is mapped ${maps[pfn]} times, counted ${frames.mapcount(pfn)}`);
+    // Only where all else is right: it follows what the frame and the trees say.
+    if (wrong === undefined && maps[pfn] !== 0 && (frames.flags(pfn) & PG_ANON) !== 0) {
+      const found = foundEntries(mm, pfn);
+      if (found !== places[pfn])
+        note(`A2: frame ${pfn} is at ${places[pfn]} places, its reverse mapping finds ${found}`);
+    }
     if ((frames.flags(pfn) & PG_LOCK_MASK) !== 0) note(`frame ${pfn} is locked at rest`);
     if (frames.refcount(pfn) !== references[pfn])
       note(`F4: frame ${pfn} has ${frames.refcount(pfn)} references, ${references[pfn]} are in use`);

@@ -14,7 +14,7 @@ import { close, openOp } from "./ranges.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
 import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 import { allVmas, changeVmas, removeVma } from "./vma.ts";
-import { dropTaken, takeRangeOp } from "./zap.ts";
+import { zapRangeOp } from "./zap.ts";
 
 /**
  * Linux: exit_mmap(). Notifiers get release first; then everything is unmapped, of which only interval notifiers still
@@ -47,10 +47,8 @@ export function* exitOp(space: SpaceCore): Op<void> {
 function* zapAllOp(space: SpaceCore): Op<void> {
   const shared = detachTables(space);
   try {
-    const taken = yield* takeRangeOp(space, 0, LAST_VPN);
-    if (shared.length > 0 && taken.entries.length === 0)
-      yield* awaitAcksOp(space, markRange(space, 0, LAST_VPN));
-    dropTaken(space, taken);
+    const own = yield* zapRangeOp(space, 0, LAST_VPN);
+    if (shared.length > 0 && !own) yield* awaitAcksOp(space, markRange(space, 0, LAST_VPN));
   } catch (error) {
     reattachTables(space, shared);
     throw error;

@@ -2,7 +2,9 @@
  * Faults: making a page-table entry that permits an access. Linux: mm/memory.c, handle_mm_fault().
  *
  * tryFault() is the fast path, a plain function under mmapLock for reading; it says what it lacks. faultOp() gets that
- * with no lock held (a page from its file, a free frame) and tries again.
+ * with no lock held (a page from its file, a free frame) and tries again. faultNow() is the fast path of an access that
+ * may block: it also tells subscribers, and hands a range that is open over to an operation where somebody has to be
+ * waited for.
  *
  *   access          entry      mapping              what happens                               event
  *   read            none       anonymous            the zero page, read-only                   -
@@ -19,7 +21,15 @@
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
 import { BusError, MmError, SegvError } from "../errors.ts";
-import { PG_ANON, PG_DIRTY, PG_RECLAIM, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import {
+  MOST_MAPPINGS,
+  PG_ANON,
+  PG_DIRTY,
+  PG_RECLAIM,
+  PG_UNUSED,
+  PG_UPTODATE,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import {
   beginRange,
   endOpenRange,
@@ -27,9 +37,11 @@ import {
   makeRange,
   MmuNotifierEvent,
   openRange,
+  type OpenRange,
 } from "../notifier/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
-import { LockRank, lockReadOp, tryLockRead, unlockRead } from "../sync/index.ts";
+import { adoptRead, LockRank, lockReadOp, passRead, tryLockRead, unlockRead } from "../sync/index.ts";
+import type { Pfn } from "../units.ts";
 import {
   CT_COW,
   CT_EVENTS,
@@ -46,7 +58,7 @@ import {
 import { prepareAnon } from "./anonVma.ts";
 import { batchReplaced, isBatched } from "./batches.ts";
 import { unuseFile, useFile } from "./files.ts";
-import { unuseSpace, useSpace } from "./lifetime.ts";
+import { joinSpace, unuseSpace, useSpace } from "./lifetime.ts";
 import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
@@ -84,12 +96,17 @@ export const FAULT_PAGE = 7; //     the page is not in the cache; see `need`
 export const FAULT_LOCKED = 8; //   the page is locked; see `need`
 export const FAULT_COW = 9; //      needs copy-on-write, which waits
 export const FAULT_CONTENDED = 10; // mmapLock is taken
+export const FAULT_MAPPED = 11; //  the page is mapped as often as can be counted
 
-/** Which page FAULT_PAGE and FAULT_LOCKED mean. Filled by the last tryFault() of this thread, read at once. */
-const need: { file: FileCore | undefined; index: number; pfn: number } = {
+/**
+ * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
+ * thread, read at once.
+ */
+const need: { file: FileCore | undefined; index: number; pfn: number; anon: number } = {
   file: undefined,
   index: 0,
   pfn: 0,
+  anon: 0,
 };
 
 const NEW_ANON: number = PTE_VALID | PTE_READ | PTE_WRITTEN | PTE_EXCLUSIVE;
@@ -121,7 +138,7 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (isValid(pte))
     return write ? faultWriteProtected(space, vma, vpn, entry, pte, flags) : setBits(space, entry, pte, 0);
   const file = vmaFile(space, vma);
-  if (file === 0) return faultAnonymous(space, vma, entry, write);
+  if (file === 0) return faultAnonymous(space, vma, vpn, entry, write);
   return faultFile(space, vma, vpn, entry, fileAt(mm, file), flags, write);
 }
 
@@ -149,10 +166,14 @@ function faultWriteProtected(
       (mm.frames.flags(pfn) & PG_ANON) !== 0 &&
       mm.frames.refcount(pfn) === 1 &&
       !isBatched(mm, pfn)
-    )
+    ) {
+      const anon = prepareAnon(space, vma);
+      if (mm.frames.mapping(pfn) !== anon) moveAnon(space, entry, pte, anon);
       return setBits(space, entry, pte, PTE_WRITTEN | PTE_EXCLUSIVE);
-    prepareAnon(space, vma);
-    return FAULT_COW;
+    }
+    need.anon = prepareAnon(space, vma);
+    need.index = fileIndexOf(space, vma, vpn);
+    return need.anon === 0 ? FAULT_ARENA : FAULT_COW;
   }
   const file = fileAt(mm, vmaFile(space, vma));
   // Under the folio lock: write-back clears the dirty bits under it, and ours must come before or after. With a reference,
@@ -171,6 +192,16 @@ function faultWriteProtected(
   return FAULT_DONE;
 }
 
+/** Makes a page that only its entry maps one of `anon`: no mapping above need be looked at for it. Linux: folio_move_anon_rmap(). */
+function moveAnon(space: SpaceCore, entry: Pte, pte: number, anon: number): void {
+  const { frames } = space.mm;
+  const pfn = pfnOfPte(pte);
+  // With a reference: another agent may take the page from the entry, and its frame become another's.
+  if (!frames.tryGet(pfn)) return;
+  if (Atomics.load(space.agent.words, entry) === pte) frames.setMapping(pfn, anon, frames.index(pfn));
+  frames.put(pfn);
+}
+
 function locked(file: FileCore, index: number, pfn: number): number {
   need.file = file;
   need.index = index;
@@ -178,27 +209,27 @@ function locked(file: FileCore, index: number, pfn: number): number {
   return FAULT_LOCKED;
 }
 
-function faultAnonymous(space: SpaceCore, vma: Vma, entry: Pte, write: boolean): number {
+function faultAnonymous(space: SpaceCore, vma: Vma, vpn: number, entry: Pte, write: boolean): number {
   const { mm, agent } = space;
   const w = agent.words;
   if (!write) {
     Atomics.compareExchange(w, entry, 0, makePte(ZERO_PFN, PTE_VALID | PTE_READ | PTE_ACCESSED));
     return FAULT_DONE;
   }
+  const anon = prepareAnon(space, vma);
+  if (anon === 0) return FAULT_ARENA;
   const pfn = mm.frames.tryAlloc(true);
   if (pfn === 0) return FAULT_FRAME;
-  prepareAnon(space, vma);
-  installAnonymous(space, entry, pfn);
+  installAnonymous(space, entry, pfn, anon, fileIndexOf(space, vma, vpn));
   return FAULT_DONE;
 }
 
 /** Maps an own frame in an empty entry, or gives it back if somebody was faster. */
-function installAnonymous(space: SpaceCore, entry: Pte, pfn: number): void {
+function installAnonymous(space: SpaceCore, entry: Pte, pfn: number, anon: number, index: number): void {
   const { frames } = space.mm;
-  frames.initMapped(pfn, PG_ANON | PG_UPTODATE);
+  frames.initMapped(pfn, PG_ANON | PG_UPTODATE, anon, index);
   if (Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, NEW_ANON)) !== 0) {
-    frames.addMapcount(pfn, -1);
-    frames.put(pfn);
+    frames.putMapped(pfn);
   }
 }
 
@@ -213,7 +244,9 @@ function faultFile(
 ): number {
   const { frames } = space.mm;
   const index = fileIndexOf(space, vma, vpn);
-  if (write && (flags & VM_SHARED) === 0) prepareAnon(space, vma);
+  const copies = write && (flags & VM_SHARED) === 0;
+  const anon = copies ? prepareAnon(space, vma) : 0;
+  if (copies && anon === 0) return FAULT_ARENA;
   // First: a page beyond the end that is still in the cache is on its way out.
   if (index >= file.pages) {
     if (!write) faultAround(space, vma, vpn, entry, file, index);
@@ -230,22 +263,22 @@ function faultFile(
     return locked(file, index, page);
   }
   markUsed(file, page);
-  if (write && (flags & VM_SHARED) === 0) {
+  if (copies) {
     const copy = index < file.pages ? frames.tryAlloc(false) : 0;
     if (copy !== 0) {
       frames.copyFrame(copy, page);
-      installAnonymous(space, entry, copy);
+      installAnonymous(space, entry, copy, anon, index);
     }
     frames.unlockFolio(page);
     frames.put(page);
     return copy === 0 ? FAULT_FRAME : FAULT_DONE;
   }
-  mapLocked(space, entry, file, index, page, write ? PTE_WRITTEN : PTE_ACCESSED);
+  const result = mapLocked(space, entry, file, index, page, write ? PTE_WRITTEN : PTE_ACCESSED);
   if (!write) faultAround(space, vma, vpn, entry, file, index);
-  return FAULT_DONE;
+  return result;
 }
 
-/** Maps a locked page of the cache with its reference; unlocks it. */
+/** Maps a locked page of the cache with its reference; unlocks it. FAULT_DONE also where the access is to look again. */
 function mapLocked(
   space: SpaceCore,
   entry: Pte,
@@ -253,21 +286,22 @@ function mapLocked(
   index: number,
   pfn: number,
   bits: number,
-): void {
+): number {
   const { frames } = space.mm;
   // It may have left the cache between our reference and our lock, or be about to: the file has become shorter.
   if (file.frameOf(index) !== pfn || index >= file.pages) {
     frames.unlockFolio(pfn);
     frames.put(pfn);
-    return;
+    return FAULT_DONE;
   }
   if ((bits & PTE_WRITE) !== 0) frames.setFlags(pfn, PG_DIRTY);
-  frames.addMapcount(pfn, 1);
-  const mapped =
-    Atomics.compareExchange(space.agent.words, entry, 0, makePte(pfn, PTE_VALID | PTE_READ | bits)) === 0;
-  if (!mapped) frames.addMapcount(pfn, -1);
+  const counted = frames.tryMap(pfn);
+  const pte = makePte(pfn, PTE_VALID | PTE_READ | bits);
+  const mapped = counted && Atomics.compareExchange(space.agent.words, entry, 0, pte) === 0;
+  if (counted && !mapped) frames.unmap(pfn);
   frames.unlockFolio(pfn);
   if (!mapped) frames.put(pfn);
+  return counted ? FAULT_DONE : FAULT_MAPPED;
 }
 
 /** Pages of one page table in Linux: fault-around stays in it. */
@@ -358,6 +392,13 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
           "the arena has no room for page tables; create the memory with a larger arena",
         );
       }
+      if (result === FAULT_MAPPED) {
+        throw new MmError(
+          "ENOMEM",
+          "access",
+          `the page of the file is mapped ${MOST_MAPPINGS} times, which is the most; unmap it elsewhere`,
+        );
+      }
       if (result === FAULT_BUSY) yield* waitWhileBusyOp(space, vpn);
       // Reserved by freeing it again: the next try takes it at once, or somebody was faster and we go round.
       else if (result === FAULT_FRAME) mm.frames.put(yield* allocFrameOp(mm, false));
@@ -397,21 +438,51 @@ function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
 
 const needsCopy = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
 
-/** Fills a fresh frame and puts it in the place of the one that a busy entry had. */
-function installCopy(space: SpaceCore, vpn: number, entry: Pte, old: number, fresh: number): void {
+/** Fills a fresh frame, the page `index` of `anon`, and puts it in the place of the one that a busy entry had. */
+function installCopy(
+  space: SpaceCore,
+  vpn: number,
+  entry: Pte,
+  old: number,
+  fresh: number,
+  anon: number,
+  index: number,
+): void {
   const { agent, mm } = space;
   const { frames } = mm;
   if (old === ZERO_PFN) frames.zeroFrame(fresh);
   else frames.copyFrame(fresh, old);
-  frames.initMapped(fresh, PG_ANON | PG_UPTODATE);
+  frames.initMapped(fresh, PG_ANON | PG_UPTODATE, anon, index);
   Atomics.store(agent.words, entry, makePte(fresh, NEW_ANON));
   wakeQueue(agent.words, space.slot + SP_FAULTQ);
   if (old !== ZERO_PFN) {
     batchReplaced(space, vpn, old);
-    frames.addMapcount(old, -1);
-    frames.put(old);
+    frames.putMapped(old);
   }
   mm.count(CT_COW);
+}
+
+/** What tryCopy() came to. */
+const COPIED: number = 0;
+const NOT_NEEDED: number = 1; // somebody else did it: the access tries again
+const WAITS: number = 2; //      for another agent, or for whoever changes the entry; nothing is changed
+
+/** Copies the page of an entry to `fresh`, the page `index` of `anon`, if nobody has to be waited for. Preconditions: an open range; mmapLock. */
+function tryCopy(space: SpaceCore, vpn: number, fresh: number, anon: number, index: number): number {
+  const { agent } = space;
+  const w = agent.words;
+  const entry = radixFind(w, space.pgd, vpn);
+  const pte = Atomics.load(w, entry);
+  if (isBusy(pte)) return WAITS;
+  if (!isValid(pte) || !needsCopy(pte)) return NOT_NEEDED;
+  if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) !== pte) return WAITS;
+  if (markRange(space, vpn, vpn + 1).length === 0) {
+    installCopy(space, vpn, entry, pfnOfPte(pte), fresh, anon, index);
+    return COPIED;
+  }
+  Atomics.store(w, entry, pte);
+  wakeQueue(w, space.slot + SP_FAULTQ);
+  return WAITS;
 }
 
 /**
@@ -419,33 +490,72 @@ function installCopy(space: SpaceCore, vpn: number, entry: Pte, old: number, fre
  * Preconditions: mmapLock held for reading.
  */
 function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
-  const { agent, mm } = space;
-  const w = agent.words;
+  const { mm } = space;
   const c = space.notifiers.context;
-  if (!beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
-    endRange(c);
-    return FAULT_COW;
-  }
   let result = FAULT_COW;
-  const fresh = mm.frames.tryAlloc(false);
-  const entry = radixFind(w, space.pgd, vpn);
-  const pte = Atomics.load(w, entry);
-  if (fresh === 0) result = FAULT_FRAME;
-  else if (!isValid(pte) || !needsCopy(pte))
-    result = FAULT_DONE; // somebody else did it: the access tries again
-  else if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) === pte) {
-    if (markRange(space, vpn, vpn + 1).length === 0) {
-      mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-      installCopy(space, vpn, entry, pfnOfPte(pte), fresh);
-      endRange(c);
-      return FAULT_DONE;
-    }
-    Atomics.store(w, entry, pte);
-    wakeQueue(w, space.slot + SP_FAULTQ);
+  if (beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
+    const fresh = mm.frames.tryAlloc(false);
+    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, fresh, need.anon, need.index);
+    if (outcome === COPIED) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+    else if (fresh !== 0) mm.frames.put(fresh);
+    result = fresh === 0 ? FAULT_FRAME : outcome === WAITS ? FAULT_COW : FAULT_DONE;
   }
-  if (fresh !== 0) mm.frames.put(fresh);
   endRange(c);
   return result;
+}
+
+/** A copy-on-write under way. */
+interface OpenCopy {
+  readonly range: OpenRange;
+  /** What is left of opening the range; undefined: it is open. */
+  readonly rest: Op<void> | undefined;
+  /** The frame of the copy, with a reference of its own. */
+  readonly fresh: Pfn;
+  /** What the copy is to name. */
+  readonly anon: number;
+  readonly index: number;
+}
+
+/** Reserves a frame and begins to tell the subscribers. Undefined: no frame is free, and nobody has been told. */
+function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy | undefined {
+  const { mm } = space;
+  const { pageSize } = mm;
+  const { anon, index } = need;
+  const fresh = mm.frames.tryAlloc(false);
+  if (fresh === 0) return undefined;
+  const c = space.notifiers.context;
+  const range = makeRange(c.space, vpn * pageSize, (vpn + 1) * pageSize, MmuNotifierEvent.Clear, blockable);
+  try {
+    const rest = openRange(c, range, false);
+    if (!rest) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+    return { range, rest, fresh, anon, index };
+  } catch (error) {
+    mm.frames.put(fresh);
+    throw error;
+  }
+}
+
+/** Goes on with a copy-on-write to its end. Preconditions: mmapLock held for reading. */
+function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> {
+  const { mm } = space;
+  const { fresh, anon, index } = copy;
+  let used = false;
+  try {
+    if (copy.rest) {
+      yield* copy.rest;
+      mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+    }
+    try {
+      const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
+      if (taken.entries.length === 0) return; // somebody else did it: the access tries again
+      used = true;
+      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh, anon, index);
+    } finally {
+      endOpenRange(space.notifiers.context, copy.range);
+    }
+  } finally {
+    if (!used) mm.frames.put(fresh);
+  }
 }
 
 /**
@@ -454,34 +564,68 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
  * Preconditions: mmapLock held for reading.
  */
 function* copyOnWriteOp(space: SpaceCore, vpn: number): Op<number> {
-  const { agent, mm } = space;
-  const { frames } = mm;
-  const fresh = frames.tryAlloc(false);
-  if (fresh === 0) return FAULT_FRAME;
-  const c = space.notifiers.context;
-  const blockable = agent.current?.mode !== "try";
-  const range = makeRange(
-    c.space,
-    vpn * mm.pageSize,
-    (vpn + 1) * mm.pageSize,
-    MmuNotifierEvent.Clear,
-    blockable,
-  );
-  let used = false;
+  const copy = openCopy(space, vpn, space.agent.current?.mode !== "try");
+  if (!copy) return FAULT_FRAME;
+  yield* finishCopyOp(space, vpn, copy);
+  return FAULT_DONE;
+}
+
+// ---- faults of an access that may block ----------------------------------------------------------------------------
+
+/**
+ * Resolves a fault as far as that needs no wait, subscribers of this agent that answer at once included. Returns
+ * undefined if the access can try again, else what is left: the caller runs it at once with runBlocking(), because it
+ * may have mmapLock and an open range.
+ * Preconditions: in a turn, not in a callback.
+ * Errors, after which nothing is changed: ECALLBACK, and EAGAIN where the agent may not block.
+ */
+export function faultNow(
+  space: SpaceCore,
+  vpn: number,
+  write: boolean,
+  address: number,
+): Op<void> | undefined {
+  const { agent } = space;
+  const lock = space.slot + SP_MMAP_LOCK;
+  if (!agent.fastPaths || !tryLockRead(agent, lock, LockRank.mmapLock))
+    return faultOp(space, vpn, write, address);
+  let handedOver = false;
   try {
-    const rest = openRange(c, range, false);
-    if (rest) yield* rest;
-    mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-    try {
-      const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
-      if (taken.entries.length === 0) return FAULT_DONE; // somebody else did it: the access tries again
-      used = true;
-      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh);
-      return FAULT_DONE;
-    } finally {
-      endOpenRange(c, range);
-    }
+    const result = faultLocked(space, vpn, write);
+    if (result === FAULT_DONE) return undefined;
+    // Subscribers of a space that exits have had its release: nobody tells them more.
+    const copy = result === FAULT_COW && space.live ? openCopy(space, vpn, agent.mayBlock) : undefined;
+    if (!copy) return faultOp(space, vpn, write, address);
+    if (!copy.rest && tryFinishCopy(space, vpn, copy)) return undefined;
+    handedOver = true;
+    joinSpace(space);
+    passRead(agent, LockRank.mmapLock);
+    return takeOverCopyOp(space, vpn, copy);
   } finally {
-    if (!used) frames.put(fresh);
+    if (!handedOver) unlockRead(agent, lock, LockRank.mmapLock);
+  }
+}
+
+/** As finishCopyOp(), for an open range. False: it has to wait, and the range is still open. */
+function tryFinishCopy(space: SpaceCore, vpn: number, { range, fresh, anon, index }: OpenCopy): boolean {
+  let outcome = NOT_NEEDED;
+  try {
+    outcome = tryCopy(space, vpn, fresh, anon, index);
+  } finally {
+    if (outcome === NOT_NEEDED) space.mm.frames.put(fresh);
+    if (outcome !== WAITS) endOpenRange(space.notifiers.context, range);
+  }
+  return outcome !== WAITS;
+}
+
+/** Goes on with what faultNow() has begun: its range, its share of mmapLock, its use of the space. */
+function* takeOverCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> {
+  const { agent } = space;
+  adoptRead(agent, LockRank.mmapLock);
+  try {
+    yield* finishCopyOp(space, vpn, copy);
+  } finally {
+    unlockRead(agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock);
+    unuseSpace(space);
   }
 }

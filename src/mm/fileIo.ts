@@ -284,6 +284,9 @@ export function* writeLockedOp(file: FileCore, pieces: Pieces): Op<boolean> {
   let pages = 0;
   pieces.forEach((index, pfn) => {
     if ((frames.clearFlags(pfn, PG_DIRTY) & PG_DIRTY) === 0) return;
+    // What was stored behind the end goes, as in Linux: nobody finds it there when the file grows.
+    const inside = file.size - index * mm.pageSize;
+    if (inside > 0 && inside < mm.pageSize) frames.bytesOf(pfn).fill(0, inside);
     dirty.add(file, index, pfn);
     pages++;
   });

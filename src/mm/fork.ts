@@ -18,7 +18,7 @@
  *   else                                  yes, with an anon_vma if it had  all, guards too
  *
  * A page that somebody holds a reference to besides its mappings (a span, a pin) may be written without an entry: the
- * child gets a copy of it at once. As long as anybody has such a view for writing, of whatever, no table is shared.
+ * child gets a copy of it at once, and its table is copied, too.
  *
  * Lock order: mmapLock of the parent (write) > folio lock (tried only) > file lock > heap. Nobody uses the child yet.
  */
@@ -28,8 +28,10 @@ import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
+import { createAnon, dropAnon, homeOf } from "./anonTree.ts";
 import { exitOp } from "./exit.ts";
 import {
+  type AnonVma,
   FL_LOCK,
   SP_STATE,
   type Space,
@@ -54,11 +56,12 @@ import {
   PTE_EXCLUSIVE,
   PTE_GUARD,
   PTE_PFN,
+  PTE_PFN_SHIFT,
   PTE_WRITE,
 } from "./pte.ts";
 import { entryIn, LEAF_ENTRIES, radixEnsurePointer, radixStretches, TABLE_SHARED } from "./radix.ts";
 import { ensureEntry, markShared, noTables, ownTables, shareTable, unmarkShared } from "./pageTables.ts";
-import { close, openOp, writingOp } from "./ranges.ts";
+import { close, firstPart, openOp, type Part, writingOp } from "./ranges.ts";
 import { allocFrameOp } from "./reclaim.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
@@ -66,6 +69,7 @@ import {
   allVmas,
   changeVmas,
   fileIndexOf,
+  freeVma,
   insertVma,
   kindOf,
   reserveVma,
@@ -75,7 +79,7 @@ import {
   vmaFlags,
   vmaStart,
 } from "./vma.ts";
-import { anyWritableViews } from "./views.ts";
+import { anyHeldRuns } from "./views.ts";
 import { changeRangeOp } from "./zap.ts";
 
 /** How often it begins again for frames that it lacks: each time it frees what it lacked, and others may take that. */
@@ -135,13 +139,13 @@ function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
       for (const heir of cut) yield* protectOp(space, heir, copied);
       // From here on nothing waits.
       for (const heir of inFileOrder(space, heirs)) bequeath(space, child, heir);
-      if (anyWritableViews(space.mm)) copied.push(...unmarkTables(space, marked, PTE_WRITE));
+      if (anyHeldRuns(space.mm)) copied.push(...unmarkHeld(space, marked));
       for (const stretch of shared) shareTables(space, child, stretch, marked);
       let lacking = 0;
       for (const stretch of copied) lacking += copyEntries(space, child, stretch);
       return lacking;
     } finally {
-      unmarkTables(space, marked, 0);
+      for (const at of marked.keys()) unmarkShared(space, at);
     }
   } finally {
     for (const range of open.reverse()) close(space, range);
@@ -229,17 +233,19 @@ function markTables(space: SpaceCore, stretches: readonly Stretch[], marked: Map
   }
 }
 
-/** Makes marked tables the parent's own again, their entries without the bits `clear`. Returns the stretches. */
-function unmarkTables(space: SpaceCore, marked: Map<number, Stretch>, clear: number): Stretch[] {
-  const stretches = [...marked.values()];
-  for (const [at, { first, end }] of marked) {
-    if (clear !== 0) {
-      const entry = entryIn(Atomics.load(space.agent.words, at), first);
-      space.mm.frames.kernels.protectRange(entry * WORD_BYTES, end - first, ~clear, 0);
-    }
+/** Makes marked tables the parent's own again in which there is a page that somebody holds. Returns their stretches. */
+function unmarkHeld(space: SpaceCore, marked: Map<number, Stretch>): Stretch[] {
+  const { frames } = space.mm;
+  const stretches: Stretch[] = [];
+  for (const [at, stretch] of marked) {
+    const entry = entryIn(Atomics.load(space.agent.words, at), stretch.first);
+    const count = stretch.end - stretch.first;
+    if (!frames.anyHeld(entry, count, PTE_PFN_SHIFT)) continue;
+    frames.kernels.protectRange(entry * WORD_BYTES, count, ~PTE_WRITE, 0);
     unmarkShared(space, at);
+    marked.delete(at);
+    stretches.push(stretch);
   }
-  marked.clear();
   return stretches;
 }
 
@@ -316,36 +322,48 @@ function sameStart(space: SpaceCore, vma: Vma): Vma[] {
 
 /** Makes the child's vma. Errors: ENOMEM. */
 function bequeath(space: SpaceCore, child: SpaceCore, heir: Heir): void {
-  const kind = kindOf(space, heir.vma, heir.start / space.mm.pageSize);
-  const flags = kind.flags & ~(VM_LOCKED | VM_LOCKONFAULT | VM_FORK_CHILD);
-  const own =
-    heir.filled && kind.anon !== 0
-      ? { ...kind, flags: flags | VM_FORK_CHILD, anon: space.mm.nextId() }
-      : { ...kind, flags, anon: 0 };
+  const { mm } = space;
+  const kind = kindOf(space, heir.vma, heir.start / mm.pageSize);
+  const inherits = heir.filled && kind.anon !== 0;
+  const flags = (kind.flags & ~(VM_LOCKED | VM_LOCKONFAULT | VM_FORK_CHILD)) | (inherits ? VM_FORK_CHILD : 0);
   const vma = reserveVma(child, "fork");
-  changeVmas(child, () => insertVma(child, vma, heir.start, heir.end, own));
+  const anon = inherits ? createAnon(mm, kind.anon) : (0 as AnonVma);
+  if (inherits && anon === 0) {
+    freeVma(child, vma);
+    throw new MmError("ENOMEM", "fork", "the arena is full; create the memory with a larger arena");
+  }
+  changeVmas(child, () => insertVma(child, vma, heir.start, heir.end, { ...kind, flags, anon }));
+  if (anon !== 0) dropAnon(mm, anon); // the vma's use is the one that stays
 }
 
-/** Copies the entries of a stretch. Returns how many frames it lacked. Errors: ENOMEM. */
+/** Copies the entries of a stretch, mapping by mapping. Returns how many frames it lacked. Errors: ENOMEM. */
 function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch): number {
   const { agent, mm } = space;
+  const { pageSize } = mm;
   const w = agent.words;
   let lacking = 0;
-  radixStretches(w, space.pgd, first, end, (entry, vpn, count) => {
-    if (mm.frames.kernels.orRange(entry * WORD_BYTES, count) === 0) return;
-    const to = ensureEntry(child, vpn);
-    if (to === 0) throw noTables("fork");
-    for (let k = 0; k < count; k++) {
-      const pte = Atomics.load(w, entry + k);
-      if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
-      if (isValid(pte) && !copyEntry(space, entry + k, to + k)) lacking++;
-    }
-  });
+  const copyPart = (part: Part): void => {
+    const anon = vmaAnon(child, part.vma);
+    const home = anon === 0 ? 0 : homeOf(mm, anon);
+    radixStretches(w, space.pgd, part.start / pageSize, part.end / pageSize, (entry, vpn, count) => {
+      if (mm.frames.kernels.orRange(entry * WORD_BYTES, count) === 0) return;
+      const to = ensureEntry(child, vpn);
+      if (to === 0) throw noTables("fork");
+      for (let k = 0; k < count; k++) {
+        const pte = Atomics.load(w, entry + k);
+        if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
+        if (isValid(pte) && !copyEntry(space, entry + k, to + k, home)) lacking++;
+      }
+    });
+  };
+  const last = end * pageSize;
+  for (let part = firstPart(child, first * pageSize, last); part; part = firstPart(child, part.end, last))
+    copyPart(part);
   return lacking;
 }
 
 /** False if it takes a frame and there is none. */
-function copyEntry(space: SpaceCore, entry: number, to: number): boolean {
+function copyEntry(space: SpaceCore, entry: number, to: number, anon: number): boolean {
   const { frames } = space.mm;
   const w = space.agent.words;
   const pte = Atomics.load(w, entry);
@@ -360,30 +378,29 @@ function copyEntry(space: SpaceCore, entry: number, to: number): boolean {
   if (!frames.tryGet(pfn)) return true;
   if (Atomics.load(w, entry) !== pte) {
     frames.put(pfn);
-    return copyEntry(space, entry, to);
+    return copyEntry(space, entry, to, anon);
   }
-  if ((frames.flags(pfn) & PG_ANON) !== 0) return copyAnonymousEntry(space, entry, to, pte);
+  if ((frames.flags(pfn) & PG_ANON) !== 0) return copyAnonymousEntry(space, entry, to, pte, anon);
   copyFileEntry(space, entry, to, pfn);
   return true;
 }
 
-/** Preconditions: a reference, which the child's entry takes, or which is given back. */
-function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: number): boolean {
+/** Preconditions: a reference, which the child's entry takes, or which is given back; `anon` is the child's. */
+function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: number, anon: number): boolean {
   const { frames } = space.mm;
   const w = space.agent.words;
   const pfn = pfnOfPte(pte);
   const pinned = frames.refcount(pfn) > frames.mapcount(pfn) + 1;
-  if (pinned) {
+  if (pinned || !frames.tryMap(pfn)) {
     const copy = frames.tryAlloc(false);
     if (copy !== 0) {
       frames.copyFrame(copy, pfn);
-      frames.initMapped(copy, PG_ANON | PG_UPTODATE);
+      frames.initMapped(copy, PG_ANON | PG_UPTODATE, anon, frames.index(pfn));
       Atomics.store(w, to, makePte(copy, (pte & ~PTE_PFN & ~PTE_WRITE) | PTE_EXCLUSIVE));
     }
     frames.put(pfn);
     return copy !== 0;
   }
-  frames.addMapcount(pfn, 1);
   if ((pte & PTE_EXCLUSIVE) !== 0) Atomics.store(w, entry, pte & ~PTE_EXCLUSIVE);
   Atomics.store(w, to, pte & ~(PTE_EXCLUSIVE | PTE_WRITE | PTE_ACCESSED));
   return true;
@@ -391,7 +408,7 @@ function copyAnonymousEntry(space: SpaceCore, entry: number, to: number, pte: nu
 
 /**
  * Copies an entry that maps a page of a file, unless somebody has the page's lock, as reclaim and write-back do, which
- * change entries under it: then a fault brings it. Preconditions: a reference, as before.
+ * change entries under it, or it is mapped too often: then a fault brings it. Preconditions: a reference, as before.
  */
 function copyFileEntry(space: SpaceCore, entry: number, to: number, pfn: number): void {
   const { frames, agent } = space.mm;
@@ -400,11 +417,8 @@ function copyFileEntry(space: SpaceCore, entry: number, to: number, pfn: number)
     return;
   }
   const pte = Atomics.load(agent.words, entry);
-  const same = isValid(pte) && pfnOfPte(pte) === pfn;
-  if (same) {
-    frames.addMapcount(pfn, 1);
-    Atomics.store(agent.words, to, pte & ~PTE_ACCESSED);
-  }
+  const mapped = isValid(pte) && pfnOfPte(pte) === pfn && frames.tryMap(pfn);
+  if (mapped) Atomics.store(agent.words, to, pte & ~PTE_ACCESSED);
   frames.unlockFolio(pfn);
-  if (!same) frames.put(pfn);
+  if (!mapped) frames.put(pfn);
 }

@@ -1,5 +1,6 @@
 /** mm/: the primary MMU. Address spaces, faults, page cache, reclaim, each agent's TLB. Linux: mm/. */
 export type { Span } from "./access.ts";
+export type { Pin } from "./pin.ts";
 export { type Backing, memoryBacking, registerBacking } from "./backing.ts";
 export { MappedFile } from "./mappedFile.ts";
 export type { Advice } from "./advice.ts";

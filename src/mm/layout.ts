@@ -2,28 +2,33 @@
  * Records of the mm row: spaces, vmas, files, and the row's header.
  *
  * Access key: A any agent, Atomics only · C constant while allocated · M under the space's mmapLock for writing,
- * read under it or by sequence count · F under the file's lock · O written by the owning agent only.
+ * read under it or by sequence count · F under the file's lock · Y under the family's lock · O written by the owning agent
+ * only.
  */
-import { IT_WORDS } from "../memory/index.ts";
+import { IT_WORDS, MOST_MAPPINGS } from "../memory/index.ts";
 import { QUEUE_WORDS } from "../sched/index.ts";
 import { MUTEX_WORDS, rwSemWords } from "../sync/index.ts";
 import type { Slot } from "../units.ts";
 
 // Header of the row; found by MEM_MM.
-export const MM_LOCK = 0; //     A  spinlock over the lists of spaces and files
+export const MM_LOCK = 0; //     A  spinlock over the lists of spaces and files, and over anon_vmas that come and go
 export const MM_SPACES = 1; //   A (stored under MM_LOCK)  newest space
 export const MM_FILES = 2; //    A (stored under MM_LOCK)  newest file
 export const MM_IDS = 3; //      A  source of space and file ids
 export const MM_OWNERS = 4; //   A  source of owner ids
 export const MM_CLOSED = 5; //   A  1: close() has begun
 export const MM_DRAINS = 6; //   A  how often Linux would have emptied its batches of pages: see batches.ts
+export const MM_SPACE_COUNT = 7; // A  spaces, those that exit included
+/** Most spaces: an anonymous page is mapped once in each at most, so that its mappings can always be counted. */
+export const MOST_SPACES: number = MOST_MAPPINGS;
 export const MM_TABLE_LOCKS = 8; // A  spinlocks of shared page-table pages, hashed: see pageTables.ts
 export const TABLE_LOCK_COUNT = 8; // power of two
-export const MM_VIEWS = 16; //   O  per agent: newest block of its view log
-export const MM_PROTECTED: number = MM_VIEWS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
-export const MM_WRITABLE_VIEWS: number = MM_PROTECTED + 64; // O (reaper once)  per agent: views for writing in its log
+export const MM_VIEWS = 16; //   O (reaper once)  per agent: newest block of its log of views
+export const MM_PINS: number = MM_VIEWS + 64; // O (reaper once)  per agent: newest block of its log of pins
+export const MM_HELD_RUNS: number = MM_PINS + 64; // O (reaper once)  per agent: runs of its logs that fork must know of: see views.ts
+export const MM_PROTECTED: number = MM_HELD_RUNS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
 export const FUTEX_BUCKETS = 64;
-export const MM_FUTEXES: number = MM_WRITABLE_VIEWS + 64; // A  buckets of two words: see futex.ts
+export const MM_FUTEXES: number = MM_PROTECTED + 64; // A  buckets of two words: see futex.ts
 export const MM_COUNTERS: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // O  per agent: COUNTER_WORDS counters
 export const COUNTER_WORDS = 32;
 export const mmWords = (maxAgents: number): number => MM_COUNTERS + maxAgents * COUNTER_WORDS;
@@ -72,12 +77,23 @@ export const SPACE_NEW = 4;
 
 // Vma. Linux: vm_area_struct. The node in the space's tree comes first.
 export const VMA_FILE_NODE: number = IT_WORDS; //        F  node in the file's tree, keyed by file offset
-export const VMA_SPACE: number = 2 * IT_WORDS; //        C
-export const VMA_FILE: number = 2 * IT_WORDS + 1; //     C  0 = anonymous
-export const VMA_FLAGS: number = 2 * IT_WORDS + 2; //    M  VM_*
-export const VMA_PGOFF: number = 2 * IT_WORDS + 3; //    M  page of the file at its start; anonymous: see vma.ts
-export const VMA_ANON: number = 2 * IT_WORDS + 4; //     A (set once by faults, else M)  anon_vma: see anonVma.ts; 0 = none
-export const VMA_WORDS: number = 2 * IT_WORDS + 6;
+export const VMA_ANON_NODE: number = 2 * IT_WORDS; //    Y  node in the tree of the anon_vma's family, keyed by page offset
+export const VMA_SPACE: number = 3 * IT_WORDS; //        C
+export const VMA_FILE: number = 3 * IT_WORDS + 1; //     C  0 = anonymous
+export const VMA_FLAGS: number = 3 * IT_WORDS + 2; //    M  VM_*
+export const VMA_PGOFF: number = 3 * IT_WORDS + 3; //    M  page of the file at its start; anonymous: see vma.ts
+export const VMA_ANON: number = 3 * IT_WORDS + 4; //     A (set once by faults, else M)  its anon_vma; 0 = none
+export const VMA_WORDS: number = 3 * IT_WORDS + 6;
+
+// Anon_vma: see anonTree.ts.
+export const AV_ROOT = 0; //   C  the first of its family
+export const AV_PARENT = 1; // C  the one that fork put it below, 0 = none
+export const AV_HOME = 2; //   C  what pages name that are made in it
+export const AV_DEPTH = 3; //  C  how many are above it
+export const AV_USES = 4; //   A  vmas that have it, and records below it
+export const AV_LOCK = 5; //   A  spinlock of the family, in its first
+export const AV_VMAS = 6; //   Y  root of the family's tree of vmas, in its first
+export const AV_WORDS = 8;
 
 export const VM_READ = 0x1;
 export const VM_WRITE = 0x2;
@@ -141,5 +157,6 @@ export const MESSAGE_TRUNCATE = 19; // ARG0 file; to the size that its record ha
 export type Space = Slot<"space">;
 export type Vma = Slot<"vma">;
 export type File = Slot<"file">;
+export type AnonVma = Slot<"anonVma">;
 /** Word index of a page-table entry, or of an entry of a file's radix tree. */
 export type Pte = Slot<"pte">;

@@ -37,6 +37,11 @@ export function useSpace(space: SpaceCore, operation: string): void {
   if (!live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
 }
 
+/** Counts what an access has begun as an operation until unuseSpace(). Preconditions: in a turn with a TLB of the space. */
+export function joinSpace({ agent, mm, slot }: SpaceCore): void {
+  Atomics.add(agent.words, spUsersAt(slot, mm.maxAgents, agent.slot), 1);
+}
+
 /** Ends a use; the last one of a space that has exited frees it. */
 export function unuseSpace(space: SpaceCore): void {
   const { agent, mm } = space;

@@ -24,6 +24,7 @@ import { batchFreed, drainBatches } from "./batches.ts";
 import { eachFilePartOp } from "./fileParts.ts";
 import {
   type File,
+  type Pte,
   VM_DONTCOPY,
   VM_DONTDUMP,
   VM_LOCKED,
@@ -54,9 +55,10 @@ import {
   writingOp,
 } from "./ranges.ts";
 import { evictPageOp } from "./reclaim.ts";
+import { unmapFreedOp } from "./rmap.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile, vmaFlags } from "./vma.ts";
-import { changeRangeOp, clearGuards, dropTaken, forgetAccesses, takeRangeOp } from "./zap.ts";
+import { changeRangeOp, clearGuards, dropTaken, forgetAccesses, takeRangeOp, zapRangeOp } from "./zap.ts";
 
 /** What each advice about flags sets and clears. */
 const FLAGS: Partial<Record<AdviceName, { readonly set: number; readonly clear: number }>> = {
@@ -163,7 +165,7 @@ function* clearPartOp(space: SpaceCore, part: Part): Op<void> {
   const { pageSize } = space.mm;
   const range = yield* openOp(space, part.start, part.end, MmuNotifierEvent.Clear);
   try {
-    dropTaken(space, yield* takeRangeOp(space, part.start / pageSize, part.end / pageSize));
+    yield* zapRangeOp(space, part.start / pageSize, part.end / pageSize);
   } finally {
     close(space, range);
   }
@@ -189,7 +191,8 @@ function* freeOp(space: SpaceCore, part: Part): Op<void> {
 
 function* installGuardsOp(space: SpaceCore, part: Part): Op<void> {
   refuseLocked(space, part);
-  prepareAnon(space, part.vma);
+  if (prepareAnon(space, part.vma) === 0)
+    throw new MmError("ENOMEM", "madvise", "the arena is full; create the memory with a larger arena");
   Atomics.or(space.agent.words, part.vma + VMA_FLAGS, VM_MAYBE_GUARD);
   while (!tryInstallGuards(space, part)) yield* clearPartOp(space, part);
 }
@@ -250,22 +253,29 @@ function* pageoutOp(space: SpaceCore, part: Part): Op<void> {
     const pfn = pfnOfPte(pte);
     if (!isValid(pte) || pfn === ZERO_PFN || mm.frames.mapcount(pfn) !== 1) continue;
     if ((mm.frames.flags(pfn) & PG_ANON) !== 0) {
-      if ((mm.frames.flags(pfn) & PG_LAZYFREE) !== 0) yield* dropFreedOp(space, vpn, pfn);
+      if ((mm.frames.flags(pfn) & PG_LAZYFREE) !== 0) yield* dropFreedOp(space, entry, pfn);
     } else if (file !== 0) yield* evictPageOp(fileAt(mm, file), fileIndexOf(space, part.vma, vpn), pfn);
   }
 }
 
-/** Drops an anonymous page that was freed, if it was not written since; else it is as any other again. */
-function* dropFreedOp(space: SpaceCore, vpn: number, pfn: number): Op<void> {
-  const { pageSize } = space.mm;
-  const range = yield* openOp(space, vpn * pageSize, (vpn + 1) * pageSize, MmuNotifierEvent.Clear);
+/**
+ * Drops the anonymous page of an entry that was given up, unless it was written since; then it is as any other again. Left
+ * alone if somebody else is about to. Preconditions: mmapLock.
+ */
+function* dropFreedOp(space: SpaceCore, entry: Pte, pfn: number): Op<void> {
+  const { mm, agent } = space;
+  const { frames } = mm;
+  if (!frames.tryGet(pfn)) return;
+  let locked = false;
   try {
-    const clean = (pte: number): boolean => (pte & (PTE_DIRTY | PTE_WRITE)) === 0;
-    const taken = yield* takeRangeOp(space, vpn, vpn + 1, clean);
-    if (taken.entries.length === 0) space.mm.frames.clearFlags(pfn, PG_LAZYFREE);
-    dropTaken(space, taken);
+    // Others may have dropped it, and the frame be another's, until we had the reference and looked again.
+    const pte = Atomics.load(agent.words, entry);
+    if (!isValid(pte) || pfnOfPte(pte) !== pfn || frames.mapcount(pfn) !== 1) return;
+    locked = frames.tryLockFolio(pfn);
+    if (locked && (yield* unmapFreedOp(mm, pfn)) === "written") frames.clearFlags(pfn, PG_LAZYFREE);
   } finally {
-    close(space, range);
+    if (locked) frames.unlockFolio(pfn);
+    frames.put(pfn);
   }
 }
 

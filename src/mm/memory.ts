@@ -68,7 +68,7 @@ import { PFN_LIMIT } from "./pte.ts";
 import { reclaimOp } from "./reclaim.ts";
 import { AddressSpace, createSpaceRecord } from "./space.ts";
 import { takeTlbs, tlbWords } from "./spaceCore.ts";
-import { Views } from "./views.ts";
+import { dropDead, viewedFrames } from "./views.ts";
 import { settleDead } from "./zap.ts";
 
 export interface MemoryOptions {
@@ -252,12 +252,19 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
   /** The space with this id, also one that another agent made; the same object each time. Errors: ESRCH. */
   space(id: SpaceId): AddressSpace {
     this.agent.checkUsable("space");
+    const { mm } = this;
     const w = this.agent.words;
-    const slot = this.mm
-      .allSpaces()
-      .find((s) => Atomics.load(w, s + SP_ID) === id && Atomics.load(w, s + SP_STATE) === SPACE_LIVE);
-    if (slot === undefined) throw new MmError("ESRCH", "space", `no space with id ${id}`);
-    return this.mm.spaceAt(slot) as AddressSpace;
+    for (const slot of mm.allSpaces()) {
+      // It may have exited, and its record be freed, since it was listed.
+      mm.protect(slot);
+      try {
+        if (Atomics.load(w, slot + SP_ID) === id && Atomics.load(w, slot + SP_STATE) === SPACE_LIVE)
+          return mm.spaceAt(slot) as AddressSpace;
+      } finally {
+        mm.unprotect();
+      }
+    }
+    throw new MmError("ESRCH", "space", `no space with id ${id}`);
   }
 
   /**
@@ -378,7 +385,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       if ((flags & PG_DIRTY) !== 0) dirty++;
     }
     let pinned = 0;
-    for (let slot = 0; slot < mm.maxAgents; slot++) pinned += new Views(mm, slot).frames().length;
+    for (let slot = 0; slot < mm.maxAgents; slot++) pinned += viewedFrames(mm, slot).length;
     const free = Math.max(0, frames.free);
     const agents = [];
     for (let slot = 0; slot < this.agent.top(); slot++) {
@@ -435,7 +442,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
 
   #reap(slot: number, ownerId: number): string | undefined {
     const { mm, agent } = this;
-    new Views(mm, slot).dropAll();
+    dropDead(mm, slot);
     let held: string | undefined;
     mm.unprotect(slot);
     reapFutexes(mm, ownerId);
@@ -467,7 +474,11 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     for (const forget of this.#adopted) forget();
     this.#adopted.clear();
     this.agent.leave();
+    this.mm.pins.dropAll();
+    // Other agents may end spaces meanwhile: their subscriptions stay until we have looked through them.
+    const held = this.mm.useAllSpaces();
     dropSubscriptions(this.agent);
+    for (const slot of held) unuseSpace(this.mm.spaceAt(slot));
     for (const space of this.mm.spaces.values()) space.freeTlb();
     for (const backing of this.mm.backings.values()) backing.close?.();
     this.mm.backings.clear();

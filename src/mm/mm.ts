@@ -32,16 +32,18 @@ import {
   MM_IDS,
   MM_LOCK,
   MM_PROTECTED,
+  MM_SPACE_COUNT,
   MM_SPACES,
   mmWords,
   SP_ID,
+  MOST_SPACES,
   SP_NEXT,
   spUsersAt,
   type Space,
 } from "./layout.ts";
 import type { FileCore } from "./pageCache.ts";
 import type { SpaceCore } from "./spaceCore.ts";
-import { Views } from "./views.ts";
+import { Pins, Views } from "./views.ts";
 
 /** Spinning on a section of some ten instructions: after so many rounds whoever is in it may be dead. */
 const ROUNDS_BEFORE_LOOK = 10_000;
@@ -73,6 +75,7 @@ export class Mm {
   /** Spaces whose TLB this agent may hit in the turn that is going on. */
   readonly activeSpaces: SpaceCore[] = [];
   readonly views: Views;
+  readonly pins: Pins;
   /** Backings that this agent opened, by record of the file. */
   readonly backings: Map<File, Backing> = new Map();
   /** Files that this agent is destroying. */
@@ -116,6 +119,7 @@ export class Mm {
     this.header = header;
     this.#counters = header + MM_COUNTERS + agent.slot * COUNTER_WORDS;
     this.views = new Views(this, agent.slot);
+    this.pins = new Pins(this, agent.slot);
     for (let k = 0; k < COUNTER_WORDS; k++) Atomics.store(w, this.#counters + k, 0);
   }
 
@@ -195,9 +199,21 @@ export class Mm {
     this.#link(MM_SPACES, space, SP_NEXT);
   }
 
+  /** Counts a space that is about to be made. Errors: ENOMEM. */
+  countSpace(operation: string): void {
+    if (Atomics.add(this.agent.words, this.header + MM_SPACE_COUNT, 1) < MOST_SPACES) return;
+    this.uncountSpace();
+    throw new MmError("ENOMEM", operation, `there are ${MOST_SPACES} spaces already; exit() some`);
+  }
+
+  uncountSpace(): void {
+    Atomics.sub(this.agent.words, this.header + MM_SPACE_COUNT, 1);
+  }
+
   /** Preconditions: MM_LOCK held. */
   unlinkSpaceLocked(space: Space): void {
     this.#unlinkLocked(MM_SPACES, space, SP_NEXT);
+    this.uncountSpace();
   }
 
   /** True if the record is a space's, and has not been freed. Preconditions: MM_LOCK held. */

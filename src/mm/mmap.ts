@@ -5,19 +5,29 @@ import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { checkLive } from "./fault.ts";
 import { createMemoryFile, unuseFile } from "./files.ts";
-import { type File, VM_ACCOUNT, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_WRITE } from "./layout.ts";
+import {
+  type AnonVma,
+  type File,
+  VM_ACCOUNT,
+  VM_LOCKED,
+  VM_NORESERVE,
+  VM_SHARED,
+  VM_WRITE,
+} from "./layout.ts";
 import type { FileCore } from "./pageCache.ts";
 import { populateMappingOp } from "./populate.ts";
 import {
+  beginWriting,
   close,
   cutAt,
   emptyLength,
+  endWriting,
   extentOf,
-  openOp,
+  newRange,
+  open,
   type Prot,
   protFlags,
   reserveCuts,
-  writingOp,
 } from "./ranges.ts";
 import { chill, ownTables } from "./pageTables.ts";
 import { INDEX_END } from "./radix.ts";
@@ -33,7 +43,7 @@ import {
   reserveVma,
   type VmaKind,
 } from "./vma.ts";
-import { clearGuards, dropTaken, takeRangeOp } from "./zap.ts";
+import { clearGuards, zapRange } from "./zap.ts";
 
 export interface MapRequest {
   /** Bytes, rounded up to pages. */
@@ -81,13 +91,22 @@ export function* mmapOp(space: SpaceCore, m: MapRequest, file: FileCore | undefi
     (m.locked ? VM_LOCKED : 0);
   const own = file ?? (shared ? createMemoryFile(mm, length) : undefined);
   const unused: File[] = file || !own ? [] : [own.slot];
-  const kind = { flags, file: (own?.slot ?? 0) as File, pgoff: file ? pgoff : own ? 0 : -1, anon: 0 };
+  const kind = {
+    flags,
+    file: (own?.slot ?? 0) as File,
+    pgoff: file ? pgoff : own ? 0 : -1,
+    anon: 0 as AnonVma,
+  };
   const readOnly = file !== undefined && !file.writable;
   let address = -1;
   try {
-    address = yield* writingOp(space, "mmap", () =>
-      placeLockedOp(space, kind, hint, length, m.fixed ?? false, readOnly, unused),
-    );
+    const wait = beginWriting(space, "mmap");
+    if (wait) yield* wait;
+    try {
+      address = yield* placeLockedOp(space, kind, hint, length, m.fixed ?? false, readOnly, unused);
+    } finally {
+      endWriting(space);
+    }
   } finally {
     for (const slot of unused) unuseFile(mm, slot);
   }
@@ -95,7 +114,7 @@ export function* mmapOp(space: SpaceCore, m: MapRequest, file: FileCore | undefi
   return address;
 }
 
-/** Finds a place and makes the mapping there. `kind.pgoff` -1: anonymous, counted from the place. Preconditions: mmapLock for writing. */
+/** Finds a place and makes the mapping there; files of what it replaces are added to `unused`. `kind.pgoff` -1: anonymous, counted from the place. Preconditions: mmapLock for writing. */
 function* placeLockedOp(
   space: SpaceCore,
   kind: VmaKind,
@@ -122,7 +141,17 @@ function* placeLockedOp(
   const at = free ? findFree(space, length) : hint;
   if (at < 0) throw new MmError("ENOMEM", "mmap", `no free stretch of ${length} bytes in the address space`);
   const placed = kind.pgoff < 0 ? { ...kind, pgoff: at / space.mm.pageSize } : kind;
-  yield* enterOp(space, placed, at, at + length, fixed !== false, unused);
+  const vma = reserveVma(space, "mmap");
+  try {
+    if (fixed && taken) unused.push(...(yield* unmapLockedOp(space, at, at + length)));
+  } catch (error) {
+    freeVma(space, vma);
+    throw error;
+  }
+  changeVmas(space, () => {
+    insertVma(space, vma, at, at + length, placed);
+    mergeVmas(space, at, at + length);
+  });
   // As an int32 where it is one: arithmetic on it stays integer in the caller's loops.
   return at === (at | 0) ? at | 0 : at;
 }
@@ -140,33 +169,18 @@ function pageOffsetOf(offset: number, length: number, pageSize: number): number 
   return offset / pageSize;
 }
 
-/** Makes the mapping; with `over` what was there is unmapped, and its files added to `unused`. */
-function* enterOp(
-  space: SpaceCore,
-  kind: VmaKind,
-  start: number,
-  end: number,
-  over: boolean,
-  unused: File[],
-): Op<void> {
-  const vma = reserveVma(space, "mmap");
-  try {
-    if (over) unused.push(...(yield* unmapLockedOp(space, start, end)));
-  } catch (error) {
-    freeVma(space, vma);
-    throw error;
-  }
-  changeVmas(space, () => {
-    insertVma(space, vma, start, end, kind);
-    mergeVmas(space, start, end);
-  });
-}
-
 /** Linux: munmap(). Holes are fine. */
 export function* munmapOp(space: SpaceCore, address: number, length: number): Op<void> {
   const { start, end } = extentOf(space, "munmap", address, length, { beyond: "EINVAL" });
   if (start === end) throw emptyLength("munmap");
-  const unused = yield* writingOp(space, "munmap", () => unmapLockedOp(space, start, end));
+  const wait = beginWriting(space, "munmap");
+  if (wait) yield* wait;
+  let unused: File[];
+  try {
+    unused = yield* unmapLockedOp(space, start, end);
+  } finally {
+    endWriting(space);
+  }
   for (const slot of unused) unuseFile(space.mm, slot);
 }
 
@@ -181,9 +195,12 @@ export function* unmapLockedOp(space: SpaceCore, start: number, end: number): Op
   batchLocked(space, start, end);
   const spares = reserveCuts(space, "munmap", start, end);
   try {
-    const range = yield* openOp(space, start, end, MmuNotifierEvent.Unmap);
+    const range = newRange(space, start, end, MmuNotifierEvent.Unmap);
+    const opening = open(space, range);
+    if (opening) yield* opening;
     try {
-      dropTaken(space, yield* takeRangeOp(space, start / pageSize, end / pageSize));
+      const rest = zapRange(space, start / pageSize, end / pageSize);
+      if (rest) yield* rest;
       // From here on nothing waits and nothing fails.
       clearGuards(space, start / pageSize, end / pageSize);
       const files = removeVmas(space, start, end, spares);

@@ -1,6 +1,11 @@
-/** mprotect. Linux: mm/mprotect.c. */
+/**
+ * mprotect. Linux: mm/mprotect.c.
+ *
+ * Each step is a plain function that goes as far as it can, and returns the rest as an operation where somebody has to
+ * be waited for; so that a call which waits for nobody costs one generator.
+ */
 import { MmError } from "../errors.ts";
-import { MmuNotifierEvent } from "../notifier/index.ts";
+import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { VM_ACCOUNT, VM_LOCKED, VM_NORESERVE, VM_PROT, VM_SHARED, VM_WRITE, type Vma } from "./layout.ts";
 import { fileAt } from "./pageCache.ts";
@@ -9,18 +14,20 @@ import { PTE_READ, PTE_WRITE } from "./pte.ts";
 import { hasTables, ownTables } from "./pageTables.ts";
 import {
   applyFlags,
+  beginWriting,
   close,
+  endWriting,
   extentOf,
+  newRange,
   notMapped,
-  openOp,
+  open,
   type Prot,
   protFlags,
-  reserveCuts,
-  writingOp,
+  reserveCutsOf,
 } from "./ranges.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { findVma, freeVma, vmaAnon, vmaEnd, vmaFile, vmaFlags } from "./vma.ts";
-import { changeRangeOp } from "./zap.ts";
+import { changeRange } from "./zap.ts";
 
 /** As in Linux, vmas before a hole or a forbidden one are changed before it fails. */
 export function* mprotectOp(space: SpaceCore, address: number, length: number, prot: Prot): Op<void> {
@@ -28,34 +35,29 @@ export function* mprotectOp(space: SpaceCore, address: number, length: number, p
   if (start === end) return;
   const flags = protFlags(prot, "mprotect");
   for (let at = start; at < end;) {
-    // Without the lock where it populates, and at once: what comes next may be refused.
-    const { from, to } = yield* writingOp(space, "mprotect", () => protectLockedOp(space, at, end, flags));
-    if (from < to) yield* populateMappingOp(space, from, to);
-    at = to;
+    const wait = beginWriting(space, "mprotect");
+    if (wait) yield* wait;
+    let from = at;
+    let gains = false;
+    try {
+      while (at < end && !gains) {
+        const vma = findVma(space, at);
+        if (vma === 0) throw notMapped("mprotect", at, end);
+        from = at;
+        at = Math.min(end, vmaEnd(space, vma));
+        gains =
+          (vmaFlags(space, vma) & (VM_WRITE | VM_SHARED | VM_LOCKED)) === VM_LOCKED &&
+          (flags & VM_WRITE) !== 0;
+        const rest = protectVmaLocked(space, vma, from, at, flags);
+        if (rest) yield* rest;
+      }
+    } finally {
+      endWriting(space);
+    }
+    // What is locked and becomes writable is brought in, so that nothing of it has to be copied later: without the lock,
+    // and at once, because what comes next may be refused.
+    if (gains) yield* populateMappingOp(space, from, at);
   }
-}
-
-/**
- * Changes vmas from `at` on, to `end` or to the end of the first that is locked and becomes writable: `from` to `to` is
- * brought in then, so that nothing of it has to be copied later.
- */
-function* protectLockedOp(
-  space: SpaceCore,
-  at: number,
-  end: number,
-  prot: number,
-): Op<{ from: number; to: number }> {
-  while (at < end) {
-    const vma = findVma(space, at);
-    if (vma === 0) throw notMapped("mprotect", at, end);
-    const from = at;
-    at = Math.min(end, vmaEnd(space, vma));
-    const old = vmaFlags(space, vma);
-    yield* protectVmaLockedOp(space, vma, from, at, prot);
-    const gains = (old & (VM_WRITE | VM_SHARED | VM_LOCKED)) === VM_LOCKED && (prot & VM_WRITE) !== 0;
-    if (gains) return { from, to: at };
-  }
-  return { from: end, to: end };
 }
 
 /** Accounting: what can be written is charged, and what cannot and has no pages of its own no longer is. */
@@ -66,34 +68,99 @@ function accounted(space: SpaceCore, vma: Vma, flags: number): number {
   return unused ? flags & ~VM_ACCOUNT : flags;
 }
 
-function* protectVmaLockedOp(space: SpaceCore, vma: Vma, start: number, end: number, prot: number): Op<void> {
+/** What is done to one vma's part of the range. */
+interface Protection {
+  readonly vma: Vma;
+  readonly range: OpenRange;
+  readonly clear: number;
+  readonly set: number;
+  /** Flags of the vma afterwards. */
+  readonly flags: number;
+  readonly contended: boolean;
+  readonly spares: Vma[];
+}
+
+/** Changes `[start, end)`, all of one vma. Returns undefined where nobody has to be waited for, else the rest of it. */
+function protectVmaLocked(
+  space: SpaceCore,
+  vma: Vma,
+  start: number,
+  end: number,
+  prot: number,
+): Op<void> | undefined {
   const { mm } = space;
   const old = vmaFlags(space, vma);
-  if ((old & VM_PROT) === prot) return;
+  if ((old & VM_PROT) === prot) return undefined;
   const file = vmaFile(space, vma);
   if (file !== 0 && (old & VM_SHARED) !== 0 && (prot & VM_WRITE) !== 0 && !fileAt(mm, file).writable) {
     throw new MmError("EACCES", "mprotect", "the file was opened read-only", { range: { start, end } });
   }
-  const next = accounted(space, vma, (old & ~VM_PROT) | prot);
-  const spares = reserveCuts(space, "mprotect", start, end);
+  const flags = accounted(space, vma, (old & ~VM_PROT) | prot);
+  const spares = reserveCutsOf(space, "mprotect", vma, start, end);
+  let waits = false;
   try {
     const [first, last] = [start / mm.pageSize, end / mm.pageSize];
     // Where there is not even a table nobody has a translation, and Linux tells nobody.
     if (!hasTables(space, first, last)) {
-      applyFlags(space, start, end, next, spares);
-      return;
+      applyFlags(space, vma, start, end, flags, spares);
+      return undefined;
     }
     ownTables(space, "mprotect", first, last);
-    const range = yield* openOp(space, start, end, MmuNotifierEvent.ProtectionVma);
-    try {
-      const clear = ((prot & VM_WRITE) === 0 ? PTE_WRITE : 0) | (prot === 0 ? PTE_READ : 0);
-      const set = prot === 0 ? 0 : PTE_READ;
-      yield* changeRangeOp(space, first, last, clear, set, file !== 0);
-      applyFlags(space, start, end, next, spares);
-    } finally {
-      close(space, range);
-    }
+    const range = newRange(space, start, end, MmuNotifierEvent.ProtectionVma);
+    const clear = ((prot & VM_WRITE) === 0 ? PTE_WRITE : 0) | (prot === 0 ? PTE_READ : 0);
+    const set = prot === 0 ? 0 : PTE_READ;
+    const protection: Protection = { vma, range, clear, set, flags, contended: file !== 0, spares };
+    const opening = open(space, range);
+    const rest = opening ? openAndProtectOp(space, protection, opening) : protectOpen(space, protection);
+    waits = rest !== undefined;
+    return rest;
   } finally {
-    for (const spare of spares) freeVma(space, spare);
+    if (!waits) freeSpares(space, spares);
+  }
+}
+
+function freeSpares(space: SpaceCore, spares: readonly Vma[]): void {
+  for (const spare of spares) freeVma(space, spare);
+}
+
+function* openAndProtectOp(space: SpaceCore, protection: Protection, opening: Op<void>): Op<void> {
+  let rest: Op<void> | undefined;
+  try {
+    yield* opening;
+    rest = protectOpen(space, protection);
+  } catch (error) {
+    freeSpares(space, protection.spares);
+    throw error;
+  }
+  if (rest) yield* rest;
+  else freeSpares(space, protection.spares);
+}
+
+/** Changes entries and vma, and closes the range; or returns the rest of that, which also frees the spares. */
+function protectOpen(space: SpaceCore, protection: Protection): Op<void> | undefined {
+  const { vma, range, clear, set, flags, contended, spares } = protection;
+  const { pageSize } = space.mm;
+  let waits = false;
+  try {
+    const rest = changeRange(space, range.start / pageSize, range.end / pageSize, clear, set, contended);
+    if (rest) {
+      waits = true;
+      return settleProtectOp(space, protection, rest);
+    }
+    applyFlags(space, vma, range.start, range.end, flags, spares);
+    return undefined;
+  } finally {
+    if (!waits) close(space, range);
+  }
+}
+
+function* settleProtectOp(space: SpaceCore, protection: Protection, rest: Op<void>): Op<void> {
+  const { vma, range, flags, spares } = protection;
+  try {
+    yield* rest;
+    applyFlags(space, vma, range.start, range.end, flags, spares);
+  } finally {
+    close(space, range);
+    freeSpares(space, spares);
   }
 }

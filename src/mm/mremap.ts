@@ -16,16 +16,7 @@ import { MmError } from "../errors.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import { type Op, wakeQueue } from "../sched/index.ts";
 import { unuseFile } from "./files.ts";
-import {
-  type File,
-  SP_FAULTQ,
-  VM_LOCKED,
-  VM_LOCKONFAULT,
-  VM_SHARED,
-  type Vma,
-  VMA_ANON,
-  VMA_FLAGS,
-} from "./layout.ts";
+import { type File, SP_FAULTQ, VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, type Vma, VMA_FLAGS } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { unmapLockedOp } from "./mmap.ts";
 import { populateMappingOp } from "./populate.ts";
@@ -41,6 +32,7 @@ import {
   findFree,
   findVma,
   firstVma,
+  forgetAnon,
   freeVma,
   growVma,
   insertVma,
@@ -297,6 +289,6 @@ function leaveBehind(space: SpaceCore, start: number, end: number): void {
   const vma = findVma(space, start);
   changeVmas(space, () => {
     Atomics.and(w, vma + VMA_FLAGS, ~(VM_LOCKED | VM_LOCKONFAULT));
-    if (vmaStart(space, vma) === start && vmaEnd(space, vma) === end) Atomics.store(w, vma + VMA_ANON, 0);
+    if (vmaStart(space, vma) === start && vmaEnd(space, vma) === end) forgetAnon(space, vma);
   });
 }

@@ -55,6 +55,9 @@ import { firstVma } from "./vma.ts";
 /** What a shared table keeps from every mapping. */
 const NOT_SHARED: number = PTE_WRITE | PTE_EXCLUSIVE;
 
+/** Anonymous pages are never written out. */
+const NEVER_DIRTY = { shift: PTE_PFN_SHIFT, mask: 0, want: 1 };
+
 export const noTables = (operation: string): MmError =>
   new MmError(
     "ENOMEM",
@@ -152,8 +155,7 @@ function copyTable(mm: Mm, from: number, to: number): void {
   for (let k = 0; k < LEAF_ENTRIES; k++) {
     const pte = w[to + k]!;
     if (!isBusy(pte)) continue;
-    frames.get(pfnOfPte(pte));
-    frames.addMapcount(pfnOfPte(pte), 1);
+    frames.addMapping(pfnOfPte(pte));
     Atomics.store(w, to + k, settleBusy(pte) & ~NOT_SHARED);
   }
 }
@@ -231,17 +233,9 @@ export function releaseTables(space: SpaceCore, detached: Detached): void {
   Atomics.sub(w, space.slot + SP_SHARED, detached.length);
   if (unused.length > 0) mm.awaitUnprotected();
   for (const table of unused) {
-    for (let k = 0; k < LEAF_ENTRIES; k++) dropEntry(mm, Atomics.exchange(w, table + k, 0));
+    mm.frames.dropMapped(table, table, LEAF_ENTRIES, NEVER_DIRTY);
     freeWords(agent, mm.heap, table, HEAP_PAGE_WORDS);
   }
-}
-
-/** Gives the reference of an anonymous page back that an entry had. */
-function dropEntry(mm: Mm, pte: number): void {
-  const pfn = pfnOfPte(pte);
-  if (pfn === 0 || !(isValid(pte) || isBusy(pte))) return;
-  mm.frames.addMapcount(pfn, -1);
-  mm.frames.put(pfn);
 }
 
 // ---- what Linux would have freed --------------------------------------------------------------------------------------

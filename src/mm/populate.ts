@@ -17,7 +17,8 @@ export function* populateOp(space: SpaceCore, address: number, length: number, a
   yield* usingOp(space, "populate", () => faultPagesOp(space, start, end, access === "rw"));
 }
 
-function* faultPagesOp(space: SpaceCore, start: number, end: number, write: boolean): Op<void> {
+/** Faults in every page of `[start, end)` (bytes, page aligned) that is not there for this access. Preconditions: they can be mapped. */
+export function* faultPagesOp(space: SpaceCore, start: number, end: number, write: boolean): Op<void> {
   const { mm } = space;
   const wanted = write ? PTE_WRITE : PTE_READ;
   for (let vpn = start / mm.pageSize; vpn < end / mm.pageSize; vpn++) {

@@ -17,12 +17,21 @@ import {
   type OpenRange,
 } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
-import { LockRank, lockReadOp, lockWriteOp, unlockRead, unlockWrite } from "../sync/index.ts";
-import { addressOf } from "../units.ts";
+import {
+  beginWrite,
+  endWrite,
+  LockRank,
+  lockReadOp,
+  lockWriteOp,
+  tryLockWrite,
+  unlockRead,
+  unlockWrite,
+} from "../sync/index.ts";
 import { checkLive } from "./fault.ts";
 import {
   CT_EVENTS,
   SP_MMAP_LOCK,
+  SP_VMA_SEQ,
   VM_EXEC,
   VM_PROT,
   VM_READ,
@@ -33,7 +42,6 @@ import {
 import { unuseSpace, useSpace } from "./lifetime.ts";
 import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 import {
-  changeVmas,
   findVma,
   firstVma,
   freeVma,
@@ -89,7 +97,7 @@ export function extentOf(
   length: number,
   limit: { readonly beyond: MmErrorCode } | { readonly wraps: MmErrorCode },
 ): Extent {
-  const { pageSize, pageShift } = space.mm;
+  const { pageSize } = space.mm;
   if (typeof address !== "number" || !Number.isInteger(address) || address < 0 || address % pageSize !== 0) {
     throw new MmError(
       "EINVAL",
@@ -101,7 +109,7 @@ export function extentOf(
     throw new MmError("EINVAL", operation, `length must be a whole number of bytes, not ${length}`);
   }
   const end = address + Math.ceil(length / pageSize) * pageSize;
-  const most = "beyond" in limit ? addressOf(LAST_VPN, pageShift) : WRAP - pageSize;
+  const most = "beyond" in limit ? LAST_VPN * pageSize : WRAP - pageSize;
   if (end > most) {
     const code = "beyond" in limit ? limit.beyond : limit.wraps;
     throw new MmError(code, operation, "the range goes beyond the end of the address space", {
@@ -121,7 +129,27 @@ export const notMapped = (
   code: MmErrorCode = "ENOMEM",
 ): MmError => new MmError(code, operation, "part of the range is not mapped", { range: { start, end } });
 
-/** Opens a range of this space's and counts the event. `proceed`: it goes on whatever a callback throws. */
+/** A range of this space's, still to be opened. */
+export const newRange = (space: SpaceCore, start: number, end: number, event: MmuNotifierEvent): OpenRange =>
+  makeRange(space.notifiers.context.space, start, end, event, space.agent.current?.mode !== "try");
+
+/**
+ * Opens a range and counts the event. Returns undefined where that needed no wait, else the rest of it, which the caller
+ * yields at once. `proceed`: it goes on whatever a callback throws. Errors: as openRange().
+ */
+export function open(space: SpaceCore, range: OpenRange, proceed = false): Op<void> | undefined {
+  const rest = openRange(space.notifiers.context, range, proceed);
+  if (rest) return countedOp(space, range, rest);
+  space.mm.count(CT_EVENTS + range.event);
+  return undefined;
+}
+
+function* countedOp(space: SpaceCore, range: OpenRange, rest: Op<void>): Op<void> {
+  yield* rest;
+  space.mm.count(CT_EVENTS + range.event);
+}
+
+/** As open(), with a new range. */
 export function* openOp(
   space: SpaceCore,
   start: number,
@@ -129,11 +157,9 @@ export function* openOp(
   event: MmuNotifierEvent,
   proceed = false,
 ): Op<OpenRange> {
-  const c = space.notifiers.context;
-  const range = makeRange(c.space, start, end, event, space.agent.current?.mode !== "try");
-  const rest = openRange(c, range, proceed);
+  const range = newRange(space, start, end, event);
+  const rest = open(space, range, proceed);
   if (rest) yield* rest;
-  space.mm.count(CT_EVENTS + event);
   return range;
 }
 
@@ -154,20 +180,55 @@ export const writingPlainOp = <T>(space: SpaceCore, operation: string, body: () 
 export const readingPlainOp = <T>(space: SpaceCore, operation: string, body: () => T): Op<T> =>
   readingOp(space, operation, () => plainOp(body));
 
-/** Runs `body` under mmapLock for writing. */
-export function* writingOp<T>(space: SpaceCore, operation: string, body: () => Op<T>): Op<T> {
+/** Takes mmapLock for writing if it is free, else returns the wait for it; the caller yields it at once. Errors: ESRCH. */
+export function beginWriting(space: SpaceCore, operation: string): Op<void> | undefined {
+  const { agent } = space;
   const lock = space.slot + SP_MMAP_LOCK;
   useSpace(space, operation);
   try {
-    yield* lockWriteOp(space.agent, lock, LockRank.mmapLock, "mmapLock");
-    try {
-      checkLive(space, operation);
-      return yield* body();
-    } finally {
-      unlockWrite(space.agent, lock, LockRank.mmapLock);
-    }
-  } finally {
+    if (!tryLockWrite(agent, lock, LockRank.mmapLock)) return waitWritingOp(space, operation);
+    checkLiveLocked(space, operation);
+    return undefined;
+  } catch (error) {
     unuseSpace(space);
+    throw error;
+  }
+}
+
+function* waitWritingOp(space: SpaceCore, operation: string): Op<void> {
+  try {
+    yield* lockWriteOp(space.agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock, "mmapLock");
+    checkLiveLocked(space, operation);
+  } catch (error) {
+    unuseSpace(space);
+    throw error;
+  }
+}
+
+/** Gives the lock back if the space has ended. */
+function checkLiveLocked(space: SpaceCore, operation: string): void {
+  try {
+    checkLive(space, operation);
+  } catch (error) {
+    unlockWrite(space.agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock);
+    throw error;
+  }
+}
+
+/** Ends what beginWriting() began. */
+export function endWriting(space: SpaceCore): void {
+  unlockWrite(space.agent, space.slot + SP_MMAP_LOCK, LockRank.mmapLock);
+  unuseSpace(space);
+}
+
+/** Runs `body` under mmapLock for writing. */
+export function* writingOp<T>(space: SpaceCore, operation: string, body: () => Op<T>): Op<T> {
+  const wait = beginWriting(space, operation);
+  if (wait) yield* wait;
+  try {
+    return yield* body();
+  } finally {
+    endWriting(space);
   }
 }
 
@@ -192,15 +253,18 @@ export function* readingOp<T>(space: SpaceCore, operation: string, body: () => O
 export function reserveCuts(space: SpaceCore, operation: string, start: number, end: number): Vma[] {
   const spares: Vma[] = [];
   try {
-    for (const at of [start, end]) {
-      const vma = findVma(space, at);
-      if (vma !== 0 && vmaStart(space, vma) < at) spares.push(reserveVma(space, operation));
-    }
+    if (isCut(space, start)) spares.push(reserveVma(space, operation));
+    if (isCut(space, end)) spares.push(reserveVma(space, operation));
   } catch (error) {
     for (const spare of spares) freeVma(space, spare);
     throw error;
   }
   return spares;
+}
+
+function isCut(space: SpaceCore, at: number): boolean {
+  const vma = findVma(space, at);
+  return vma !== 0 && vmaStart(space, vma) < at;
 }
 
 /** Splits the vma that has `at` inside it, with one of the reserved records. */
@@ -241,16 +305,41 @@ export function setFlagsLocked(
   end: number,
   flags: number,
 ): void {
-  if (vmaFlags(space, findVma(space, start)) === flags) return;
-  applyFlags(space, start, end, flags, reserveCuts(space, operation, start, end));
+  const vma = findVma(space, start);
+  if (vmaFlags(space, vma) === flags) return;
+  applyFlags(space, vma, start, end, flags, reserveCutsOf(space, operation, vma, start, end));
 }
 
-/** As setFlagsLocked(), with records that reserveCuts() gave. Cannot fail. */
-export function applyFlags(space: SpaceCore, start: number, end: number, flags: number, spares: Vma[]): void {
-  changeVmas(space, () => {
-    cutAt(space, start, spares);
-    cutAt(space, end, spares);
-    Atomics.store(space.agent.words, findVma(space, start) + VMA_FLAGS, flags);
-    mergeVmas(space, start, end);
-  });
+/** As reserveCuts(), for `[start, end)` inside one vma. */
+export function reserveCutsOf(
+  space: SpaceCore,
+  operation: string,
+  vma: Vma,
+  start: number,
+  end: number,
+): Vma[] {
+  const whole = vmaStart(space, vma) === start && vmaEnd(space, vma) === end;
+  return whole ? [] : reserveCuts(space, operation, start, end);
+}
+
+/** As setFlagsLocked(), with records that reserveCutsOf() gave. Cannot fail. */
+export function applyFlags(
+  space: SpaceCore,
+  vma: Vma,
+  start: number,
+  end: number,
+  flags: number,
+  spares: Vma[],
+): void {
+  const { agent } = space;
+  let part = vma;
+  beginWrite(agent, space.slot + SP_VMA_SEQ);
+  if (vmaStart(space, vma) < start) {
+    part = spares.pop()!;
+    splitVma(space, vma, start, part);
+  }
+  if (end < vmaEnd(space, part)) splitVma(space, part, end, spares.pop()!);
+  Atomics.store(agent.words, part + VMA_FLAGS, flags);
+  mergeVmas(space, start, end);
+  endWrite(agent, space.slot + SP_VMA_SEQ);
 }

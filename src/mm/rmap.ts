@@ -1,14 +1,16 @@
 /**
- * From a page of a file to the entries that map it: unmapping, cleaning, aging. Linux: mm/rmap.c.
+ * From a page to the entries that map it: unmapping, cleaning, aging. Linux: mm/rmap.c.
  *
- * Preconditions of everything here: the folio locks of the pages are held, so that no new mapping of them appears.
+ * Preconditions of everything here: the folio locks of the pages are held, so that no new mapping of a file's page appears.
  * Raises one range for each space and stretch, as one large folio does in Linux.
  */
 import { endOpenRange, makeRange, MmuNotifierEvent, openRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
-import { CT_EVENTS } from "./layout.ts";
+import { type AnonMapping, anonMappingsOf } from "./anonTree.ts";
+import { CT_EVENTS, type Space } from "./layout.ts";
 import { unuseSpace } from "./lifetime.ts";
+import type { Mm } from "./mm.ts";
 import { type FileCore, type FileMapping, mappingsOf } from "./pageCache.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_WRITE } from "./pte.ts";
 import { radixStretches } from "./radix.ts";
@@ -16,8 +18,8 @@ import { heldByRunning, markTlbs } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { changeRangeOp, dropTaken, takeRangeOp, type Wants } from "./zap.ts";
 
-export function releaseMappings(file: FileCore, mappings: readonly FileMapping[]): void {
-  for (const { space } of mappings) unuseSpace(file.mm.spaceAt(space));
+export function releaseMappings(mm: Mm, mappings: readonly { readonly space: Space }[]): void {
+  for (const { space } of mappings) unuseSpace(mm.spaceAt(space));
 }
 
 /** True for entries that map the very page of the file, not a private copy of it. */
@@ -25,22 +27,17 @@ function mapsPageOf(file: FileCore, mapping: FileMapping): Wants {
   return (pte, vpn) => pfnOfPte(pte) === file.frameOf(mapping.index + (vpn - mapping.vpn));
 }
 
-/** Does `body` in each space that may map pages of the file, between a start and its end. */
-function* eachMappingOp(
-  file: FileCore,
-  index: number,
-  pages: number,
+/** Does `body` in each space that may map the pages, between a start and its end. Gives the uses of the spaces back. */
+function* eachMappingOp<M extends FileMapping | AnonMapping>(
+  mm: Mm,
+  mappings: readonly M[],
   event: MmuNotifierEvent,
-  body: (space: SpaceCore, mapping: FileMapping) => Op<void>,
+  body: (space: SpaceCore, mapping: M) => Op<void>,
   done: () => boolean = () => false,
 ): Op<void> {
-  const { mm } = file;
-  const mappings = mappingsOf(file, index, pages);
   try {
     for (const mapping of mappings) {
       if (done()) break;
-      // A private mapping never has a page of the file writable.
-      if (event === MmuNotifierEvent.ProtectionPage && !mapping.shared) continue;
       const space = mm.spaceAt(mapping.space);
       const c = space.notifiers.context;
       const range = makeRange(
@@ -60,7 +57,7 @@ function* eachMappingOp(
       }
     }
   } finally {
-    releaseMappings(file, mappings);
+    releaseMappings(mm, mappings);
   }
 }
 
@@ -76,12 +73,43 @@ export function* unmapPagesOp(file: FileCore, index: number, pages: number): Op<
       if (file.mm.frames.mapcount(file.frameOf(k)) !== 0) return false;
     return true;
   };
-  yield* eachMappingOp(file, index, pages, MmuNotifierEvent.Clear, unmap, done);
+  yield* eachMappingOp(file.mm, mappingsOf(file, index, pages), MmuNotifierEvent.Clear, unmap, done);
+}
+
+/**
+ * Takes an anonymous page that madvise free gave up out of the page tables, unless it has been written since, or somebody
+ * refers to it besides; says what became of it. The caller has a reference. Spaces that come before the one that maps it in the
+ * order of the family hear of it, too. Linux: try_to_unmap_one(), lazyfree.
+ * Preconditions: mmapLock of the one space that maps it, which it is to be mapped by once.
+ */
+export function* unmapFreedOp(mm: Mm, pfn: number): Op<"unmapped" | "written" | "referred to"> {
+  const { frames } = mm;
+  let kept: "written" | "referred to" | undefined;
+  const wants: Wants = (pte) => {
+    if (pfnOfPte(pte) !== pfn) return false;
+    if ((pte & (PTE_DIRTY | PTE_WRITE)) !== 0) kept = "written";
+    else if (frames.refcount(pfn) !== frames.mapcount(pfn) + 1) kept = "referred to";
+    return kept === undefined;
+  };
+  const unmap = function* (space: SpaceCore, { vpn }: AnonMapping): Op<void> {
+    dropTaken(space, yield* takeRangeOp(space, vpn, vpn + 1, wants));
+  };
+  const done = (): boolean => kept !== undefined || frames.mapcount(pfn) === 0;
+  yield* eachMappingOp(mm, anonMappingsOf(mm, pfn), MmuNotifierEvent.Clear, unmap, done);
+  return kept ?? "unmapped";
 }
 
 /** Takes write permission and dirtiness from every entry of these pages. Linux: folio_mkclean(). */
 export function* cleanPagesOp(file: FileCore, index: number, pages: number): Op<void> {
-  yield* eachMappingOp(file, index, pages, MmuNotifierEvent.ProtectionPage, function* (space, mapping) {
+  const { mm } = file;
+  const mappings = mappingsOf(file, index, pages);
+  // A private mapping never has a page of the file writable.
+  const shared = mappings.filter((mapping) => mapping.shared);
+  releaseMappings(
+    mm,
+    mappings.filter((mapping) => !mapping.shared),
+  );
+  yield* eachMappingOp(mm, shared, MmuNotifierEvent.ProtectionPage, function* (space, mapping) {
     const end = mapping.vpn + mapping.pages;
     const clear = PTE_WRITE | PTE_DIRTY;
     yield* changeRangeOp(space, mapping.vpn, end, clear, 0, true, mapsPageOf(file, mapping));
@@ -121,16 +149,17 @@ export function agePages(file: FileCore, index: number, pages: number): boolean 
     markTlbs(space, mapping.vpn, end);
     if (space.notifiers.clearFlushYoung(mapping.vpn * mm.pageSize, end * mm.pageSize)) young = true;
   }
-  releaseMappings(file, mappings);
+  releaseMappings(mm, mappings);
   return young;
 }
 
 /** How many of these pages come before the first that is locked in memory by a mapping. Linux: mlock_future, VM_LOCKED. */
 export function pagesBeforeLocked(file: FileCore, index: number, pages: number): number {
+  const { mm } = file;
   const mappings = mappingsOf(file, index, pages);
   let before = pages;
   for (const mapping of mappings) if (mapping.locked) before = Math.min(before, mapping.index - index);
-  releaseMappings(file, mappings);
+  releaseMappings(mm, mappings);
   return before;
 }
 
@@ -145,6 +174,6 @@ export function accessedPages(file: FileCore, index: number, pages: number): boo
       bits |= mm.frames.kernels.orRange(first * WORD_BYTES, count);
     });
   }
-  releaseMappings(file, mappings);
+  releaseMappings(mm, mappings);
   return (bits & PTE_ACCESSED) !== 0;
 }

@@ -19,7 +19,7 @@ export interface PendingAck {
   readonly turn: number;
 }
 
-const NO_ACKS: readonly PendingAck[] = [];
+export const NO_ACKS: readonly PendingAck[] = [];
 /** An agent with a secondary TLB, which goes on working while the agent is idle or parked. */
 const FLUSHES = -1;
 /** Ranges of up to this many pages are looked for in the others' TLBs; longer ones are assumed to be there. */

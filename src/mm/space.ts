@@ -1,6 +1,6 @@
 /** AddressSpace: what users see of a space. Linux: the mm_struct of a process, through its system calls. */
 import { isMmError, MmError } from "../errors.ts";
-import { itLowest, itSuccessor, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import { allocWords, itLowest, itSuccessor, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { createSubscriptions, Notifiers, type NotifierSpace, type Subs } from "../notifier/index.ts";
 import { checkLiveness, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
 import { readChanged, readSequence } from "../sync/index.ts";
@@ -47,7 +47,7 @@ import {
   VM_WRITE,
   type Vma as VmaSlot,
 } from "./layout.ts";
-import { unuseSpace, useSpace } from "./lifetime.ts";
+import { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 import { madviseOp } from "./madvise.ts";
 import { mlockOp, munlockOp } from "./mlock.ts";
 import type { Mm } from "./mm.ts";
@@ -55,12 +55,14 @@ import { type MapRequest, mmapOp, munmapOp } from "./mmap.ts";
 import { mprotectOp } from "./mprotect.ts";
 import { type MoveOptions, mremapOp } from "./mremap.ts";
 import { type MsyncFlags, msyncOp } from "./msync.ts";
-import { fileAt } from "./pageCache.ts";
-import { populateOp } from "./populate.ts";
+import { fileAt, mapsFilePage } from "./pageCache.ts";
+import { Pin } from "./pin.ts";
+import { faultPagesOp, populateOp } from "./populate.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY } from "./pte.ts";
 import { inSharedTable, loadPte } from "./pageTables.ts";
 import { createRadix, destroyRadix, radixStretches } from "./radix.ts";
 import { extentOf, notMapped, type Prot } from "./ranges.ts";
+import { LAST_VPN } from "./spaceCore.ts";
 import { fileIndexOf, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 
 /** The tree changes for a microsecond at a time: after so many rounds its writer may be dead. */
@@ -135,6 +137,7 @@ export interface SpaceOperations {
     access: "r" | "rw",
     fn: (span: Span, address: number) => void,
   ): Op<void>;
+  pin(address: number, length: number, access: "r" | "rw"): Op<Pin>;
   exit(): Op<void>;
 }
 
@@ -199,6 +202,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       read: (address, into) => this.copyOp("read", address, into, false),
       write: (address, from) => this.copyOp("write", address, from, true),
       forEachSpan: (address, length, access, fn) => this.#forEachSpanOp(address, length, access, fn),
+      pin: (address, length, access) => this.#pinOp(address, length, access),
       exit: () => exitOp(this),
     });
   }
@@ -380,14 +384,9 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
   ): Op<void> {
     const end = this.#endOf("forEachSpan", address, length);
     const write = access === "rw";
+    const { views } = this.mm;
     for (let at = address; at < end;) {
-      const vpn = Math.floor(at / this.mm.pageSize);
-      if (this.tryLocate(vpn, write) < 0) {
-        yield* faultOp(this, vpn, write, at);
-        continue;
-      }
-      const { span, pfn, pages } = this.takeSpan(at, end, write);
-      const { views } = this.mm;
+      const { span, pfn, pages } = yield* this.takeSpanOp(at, end, write, views);
       const { epoch } = views;
       try {
         fn(span, at);
@@ -396,6 +395,43 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
         if (views.epoch === epoch) views.drop(pfn, pages, write);
       }
       at += span.length;
+    }
+  }
+
+  /**
+   * Brings a range in and holds its pages in place until the pin is given back (`await using`, or its unpin()), or this agent
+   * leaves or dies. "rw": every page becomes the mapping's own first. May wait. Errors: as an access; ENOMEM where the
+   * budget has no frames for so many. Then nothing is held. Linux: pin_user_pages().
+   */
+  pin(address: number, length: number, access: "r" | "rw"): Promise<Pin> {
+    return runAsync(this.agent, this.#pinOp(address, length, access));
+  }
+
+  *#pinOp(address: number, length: number, access: "r" | "rw"): Op<Pin> {
+    if (access !== "r" && access !== "rw")
+      throw new MmError("EINVAL", "pin", 'access must be "r" or "rw"', {
+        range: { start: address, end: address },
+      });
+    const end = this.#endOf("pin", address, length);
+    const { pins, pageSize } = this.mm;
+    const pin = new Pin(this.mm);
+    const write = access === "rw";
+    let whole = false;
+    try {
+      // First, so that what lies together becomes one piece. Where the range ends beyond all pages an access below says so.
+      if (end <= LAST_VPN * pageSize) {
+        const [first, last] = [address - (address % pageSize), Math.ceil(end / pageSize) * pageSize];
+        yield* usingOp(this, "pin", () => faultPagesOp(this, first, last, write));
+      }
+      for (let at = address; at < end;) {
+        const { span, run } = yield* this.takeSpanOp(at, end, write, pins);
+        pin.hold(span, run);
+        at += span.length;
+      }
+      whole = true;
+      return pin;
+    } finally {
+      if (!whole) pin.unpin();
     }
   }
 
@@ -608,7 +644,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       entries.push({
         present,
         zero: present && pfn === ZERO_PFN,
-        file: present && pfn !== ZERO_PFN && frames.mapping(pfn) !== 0,
+        file: present && mapsFilePage(this.mm, pte),
         exclusive: present && pfn !== ZERO_PFN && frames.mapcount(pfn) === 1 && !inSharedTable(this, vpn),
         guard: pte === PTE_GUARD,
         young: present && (pte & PTE_ACCESSED) !== 0,
@@ -663,13 +699,15 @@ function makeAtomics(space: AddressSpace): Omit<SpaceAtomics, "wait" | "notify">
 export function createSpaceRecord(mm: Mm, state: number): Space {
   const { agent, heap, maxAgents } = mm;
   const w = agent.words;
-  const slot = mm.alloc(spaceWords(maxAgents), "createSpace") as Space;
+  mm.countSpace("createSpace");
+  const slot = allocWords(agent, heap, spaceWords(maxAgents)) as Space;
   const id = mm.nextId();
-  const pgd = createRadix(agent, heap);
+  const pgd = slot === 0 ? 0 : createRadix(agent, heap);
   const subs = pgd === 0 ? 0 : createSubscriptions(agent, heap, maxAgents, id);
   if (subs === 0) {
     if (pgd !== 0) destroyRadix(agent, heap, pgd);
-    mm.free(slot, spaceWords(maxAgents));
+    if (slot !== 0) mm.free(slot, spaceWords(maxAgents));
+    mm.uncountSpace();
     throw new MmError("ENOMEM", "createSpace", "the arena is full; create the memory with a larger arena");
   }
   Atomics.store(w, slot + SP_ID, id);

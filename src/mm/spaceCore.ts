@@ -55,6 +55,9 @@ const FLUSH_PAGES = 64;
 /** Words of the spare table that each refill clears: long before the next flush of everything it is clean. */
 const SPARE_STEP = 256;
 
+/** From this many pages on, a Wasm kernel drops them faster than a loop here. */
+const KERNEL_PAGES = 16;
+
 /** One entry that never matches. */
 const MISS_TABLE: Int32Array = new Int32Array([TAG_NONE, 0]);
 
@@ -195,6 +198,10 @@ export class SpaceCore {
     // What else it holds comes back by refills, each of which costs about two of these steps.
     if (end === 0 || pages > mask || (pages >= FLUSH_PAGES && pages * 2 >= this.#filled)) {
       if (this.#filled !== 0) this.#flushAll(table);
+      return;
+    }
+    if (pages >= KERNEL_PAGES) {
+      this.mm.frames.kernels.dropTags(table.byteOffset, mask, start, pages, TAG_FAR, TAG_NONE);
       return;
     }
     for (let vpn = start; vpn < end; vpn++) {

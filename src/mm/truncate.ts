@@ -30,7 +30,7 @@ import { dropPagesOp } from "./removal.ts";
 import { releaseMappings } from "./rmap.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile } from "./vma.ts";
-import { dropTaken, takeRangeOp } from "./zap.ts";
+import { zapRangeOp } from "./zap.ts";
 
 /** Runs `body` while nobody else changes the file's extent. */
 function* resizingOp<T>(file: FileCore, body: () => Op<T>): Op<T> {
@@ -102,7 +102,7 @@ function* unmapFileOp(file: FileCore, first: number, end: number, copies: boolea
       }
     }
   } finally {
-    releaseMappings(file, mappings);
+    releaseMappings(file.mm, mappings);
   }
 }
 
@@ -124,10 +124,7 @@ function* unmapPartsOp(
     if (vmaFile(space, part.vma) !== file.slot || fileIndexOf(space, part.vma, from) < first) continue;
     const range = yield* openOp(space, part.start, part.end, MmuNotifierEvent.Clear, true);
     try {
-      dropTaken(
-        space,
-        yield* takeRangeOp(space, from, at, copies ? undefined : (pte) => mapsFilePage(file.mm, pte)),
-      );
+      yield* zapRangeOp(space, from, at, copies ? undefined : (pte) => mapsFilePage(file.mm, pte));
     } finally {
       close(space, range);
     }

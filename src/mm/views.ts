@@ -1,20 +1,29 @@
 /**
- * Views: frame references that an agent holds until its turn ends or it polls. Linux: the pins of get_user_pages().
+ * Views and pins: frame references that an agent holds. Linux: the pins of get_user_pages().
  *
- * The log lies in the arena, written by its agent only, so that what a dead agent held can be given back. An entry is
+ *   views   until the turn ends or the agent polls: spans()
+ *   pins    until they are given back, or the agent leaves: pin.ts
+ *
+ * Both logs lie in the arena, written by their agent only, so that what a dead agent held can be given back. An entry is
  * a run of frames: the number of the first shifted left, and how many. Bit 0 says writable: such a view writes through no
  * translation, so nobody can stop it, and the frames count as dirty again when it is dropped.
+ *
+ * Invariants (checkMemory() verifies them)
+ *   V1  Each frame of a run, but the zero page, has a reference for it.
+ *   V2  MM_HELD_RUNS of an agent is the number of its pins and of its views for writing, or higher while one is being
+ *       added or given back: who finds 0 there, after the agent has acknowledged that it may not write any more, knows
+ *       that no page has to stay the one of its mapping.
  */
 import { HEAP_PAGE_WORDS, PG_ANON, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
-import { MM_VIEWS, MM_WRITABLE_VIEWS } from "./layout.ts";
+import { MM_PINS, MM_VIEWS, MM_HELD_RUNS } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 
 const BLOCK_NEXT = 0;
-/** Entries in use. */
+/** Entries in use, given back ones among them. */
 const BLOCK_COUNT = 1;
 const BLOCK_ENTRIES = 2;
 const RUN_FIRST = 0;
-const RUN_PAGES = 1;
+const RUN_PAGES = 1; // 0: given back
 const RUN_WORDS = 2;
 const BLOCK_LIMIT: number = (HEAP_PAGE_WORDS - BLOCK_ENTRIES) / RUN_WORDS;
 
@@ -22,125 +31,225 @@ const entryOf = (pfn: number, writable: boolean): number => (pfn << 1) | (writab
 const runAt = (block: number, k: number): number => block + BLOCK_ENTRIES + k * RUN_WORDS;
 
 /**
- * True if any agent has a view for writing. What an agent has taken before it acknowledged is seen; a view that begins
- * later needs translations for writing.
+ * True if any agent has a run that is counted. What an agent has taken before it acknowledged is seen; a run that begins
+ * later needs translations for writing, or is a pin.
  */
-export function anyWritableViews(mm: Mm): boolean {
+export function anyHeldRuns(mm: Mm): boolean {
   for (let slot = 0; slot < mm.maxAgents; slot++)
-    if (Atomics.load(mm.agent.words, mm.header + MM_WRITABLE_VIEWS + slot) !== 0) return true;
+    if (Atomics.load(mm.agent.words, mm.header + MM_HELD_RUNS + slot) !== 0) return true;
   return false;
 }
 
-export class Views {
+/** What views and pins have in common. */
+class RunLog {
   /** Counts dropAll(): references taken before are gone. */
   epoch = 0;
-  readonly #mm: Mm;
-  readonly #head: number;
-  readonly #writable: number;
+  protected readonly mm: Mm;
+  protected readonly head: number;
+  readonly #held: number;
+  readonly #countsAll: boolean;
 
-  constructor(mm: Mm, slot: number) {
-    this.#mm = mm;
-    this.#head = mm.header + MM_VIEWS + slot;
-    this.#writable = mm.header + MM_WRITABLE_VIEWS + slot;
+  /** `log`: MM_VIEWS or MM_PINS. */
+  constructor(mm: Mm, slot: number, log: number) {
+    this.mm = mm;
+    this.head = mm.header + log + slot;
+    this.#held = mm.header + MM_HELD_RUNS + slot;
+    this.#countsAll = log === MM_PINS;
   }
 
   /**
-   * Takes a reference to each of `pages` frames that lie together, the zero page excepted, which needs none.
-   * Preconditions: the caller has translations, and no safepoint since.
+   * Takes a reference to each of `pages` frames that lie together, the zero page excepted, which needs none; returns the
+   * run. Preconditions: the caller has translations, and no safepoint since. Errors: ENOMEM; then none is held.
    */
-  add(first: number, pages: number, writable: boolean): void {
-    const { agent, frames } = this.#mm;
+  add(first: number, pages: number, writable: boolean): number {
+    const { agent, frames } = this.mm;
     const w = agent.words;
-    let block = Atomics.load(w, this.#head);
+    let taken = 0;
+    let run: number;
+    try {
+      for (; taken < pages; taken++) if (first + taken !== ZERO_PFN) frames.get(first + taken);
+      run = this.place();
+    } catch (error) {
+      this.#putRun(first, taken);
+      throw error;
+    }
+    // Counted before anybody can write through it.
+    if (this.counts(writable)) Atomics.store(w, this.#held, w[this.#held]! + 1);
+    Atomics.store(w, run + RUN_FIRST, entryOf(first, writable));
+    Atomics.store(w, run + RUN_PAGES, pages);
+    return run;
+  }
+
+  /** Adds `pages` frames to a run, to which the caller has taken references. Preconditions: add() just before. */
+  extend(run: number, pages: number): void {
+    Atomics.add(this.mm.agent.words, run + RUN_PAGES, pages);
+  }
+
+  /** True for a run whose pages fork must not share. */
+  counts(writable: boolean): boolean {
+    return writable || this.#countsAll;
+  }
+
+  /** A run of no pages, at the end of the log. */
+  protected place(): number {
+    const w = this.mm.agent.words;
+    let block = Atomics.load(w, this.head);
     let count = block === 0 ? BLOCK_LIMIT : Atomics.load(w, block + BLOCK_COUNT);
     if (count === BLOCK_LIMIT) {
-      const fresh = this.#mm.alloc(HEAP_PAGE_WORDS, "spans");
+      const fresh = this.mm.alloc(HEAP_PAGE_WORDS, "spans");
       Atomics.store(w, fresh + BLOCK_NEXT, block);
-      Atomics.store(w, this.#head, fresh);
+      Atomics.store(w, this.head, fresh);
       block = fresh;
       count = 0;
     }
-    if (writable) Atomics.add(w, this.#writable, 1);
-    for (let k = 0; k < pages; k++) if (first + k !== ZERO_PFN) frames.get(first + k);
-    Atomics.store(w, runAt(block, count) + RUN_FIRST, entryOf(first, writable));
-    Atomics.store(w, runAt(block, count) + RUN_PAGES, pages);
+    Atomics.store(w, runAt(block, count) + RUN_PAGES, 0);
     Atomics.store(w, block + BLOCK_COUNT, count + 1);
+    return runAt(block, count);
   }
 
-  /** Adds `pages` frames to the newest run, to which the caller has taken references. Preconditions: add() just before. */
-  extend(pages: number): void {
-    const w = this.#mm.agent.words;
-    const block = Atomics.load(w, this.#head);
-    Atomics.add(w, runAt(block, Atomics.load(w, block + BLOCK_COUNT) - 1) + RUN_PAGES, pages);
-  }
-
-  /** Gives a run back, the newest of its kind. Preconditions: taken as such, and no dropAll() since. */
-  drop(first: number, pages: number, writable: boolean): void {
-    const w = this.#mm.agent.words;
-    const entry = entryOf(first, writable);
-    for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
-      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) {
-        const run = runAt(block, k);
-        if (Atomics.load(w, run + RUN_FIRST) !== entry || Atomics.load(w, run + RUN_PAGES) !== pages)
-          continue;
-        this.#give(run);
-        this.#trim();
-        return;
-      }
-    }
-  }
-
-  #give(run: number): void {
-    const { agent, frames } = this.#mm;
-    const entry = Atomics.load(agent.words, run + RUN_FIRST);
+  protected give(run: number): void {
+    const { agent, frames } = this.mm;
+    const w = agent.words;
+    const entry = Atomics.load(w, run + RUN_FIRST);
     // Uncounted first: after a death in between references leak, which is better than one given back twice.
-    const pages = Atomics.exchange(agent.words, run + RUN_PAGES, 0);
+    const pages = Atomics.exchange(w, run + RUN_PAGES, 0);
+    if (pages === 0) return;
     const first = entry >>> 1;
-    if ((entry & 1) !== 0) {
+    const writable = (entry & 1) !== 0;
+    if (writable) {
       for (let pfn = first; pfn < first + pages; pfn++) {
         if ((frames.flags(pfn) & PG_ANON) === 0) frames.setFlags(pfn, PG_DIRTY);
       }
     }
-    if ((entry & 1) !== 0 && pages > 0) Atomics.sub(agent.words, this.#writable, 1);
-    if (first === ZERO_PFN) frames.putRun(first + 1, pages - 1);
-    else frames.putRun(first, pages);
+    this.#putRun(first, pages);
+    if (this.counts(writable)) Atomics.store(w, this.#held, w[this.#held]! - 1);
+  }
+
+  #putRun(first: number, pages: number): void {
+    const { frames } = this.mm;
+    if (first !== ZERO_PFN) frames.putRun(first, pages);
+    else if (pages > 1) frames.putRun(first + 1, pages - 1);
   }
 
   /** Takes runs that have been given back off the end. */
-  #trim(): void {
-    const w = this.#mm.agent.words;
-    for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, this.#head)) {
+  protected trim(): void {
+    const w = this.mm.agent.words;
+    for (let block = Atomics.load(w, this.head); block !== 0; block = Atomics.load(w, this.head)) {
       let count = Atomics.load(w, block + BLOCK_COUNT);
       while (count > 0 && Atomics.load(w, runAt(block, count - 1) + RUN_PAGES) === 0) count--;
       Atomics.store(w, block + BLOCK_COUNT, count);
       if (count > 0) return;
-      Atomics.store(w, this.#head, Atomics.load(w, block + BLOCK_NEXT));
-      this.#mm.free(block, HEAP_PAGE_WORDS);
+      Atomics.store(w, this.head, Atomics.load(w, block + BLOCK_NEXT));
+      this.mm.free(block, HEAP_PAGE_WORDS);
     }
   }
 
   /** Gives everything back. */
   dropAll(): void {
-    const w = this.#mm.agent.words;
+    const w = this.mm.agent.words;
     this.epoch++;
-    for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, this.#head)) {
-      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) this.#give(runAt(block, k));
-      this.#trim();
+    for (let block = Atomics.load(w, this.head); block !== 0; block = Atomics.load(w, this.head)) {
+      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) this.give(runAt(block, k));
+      this.trim();
     }
   }
 
-  /** The frame of each reference held; the zero page needs none. */
-  frames(): number[] {
-    const w = this.#mm.agent.words;
-    const frames: number[] = [];
-    for (let block = Atomics.load(w, this.#head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
+  /** Calls `visit` for each run. */
+  eachRun(visit: (first: number, pages: number, writable: boolean) => void): void {
+    const w = this.mm.agent.words;
+    for (let block = Atomics.load(w, this.head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
       const count = Atomics.load(w, block + BLOCK_COUNT);
       for (let k = 0; k < count; k++) {
-        const first = Atomics.load(w, runAt(block, k) + RUN_FIRST) >>> 1;
-        const end = first + Atomics.load(w, runAt(block, k) + RUN_PAGES);
-        for (let pfn = first; pfn < end; pfn++) if (pfn !== ZERO_PFN) frames.push(pfn);
+        const entry = Atomics.load(w, runAt(block, k) + RUN_FIRST);
+        const pages = Atomics.load(w, runAt(block, k) + RUN_PAGES);
+        if (pages !== 0) visit(entry >>> 1, pages, (entry & 1) !== 0);
       }
     }
-    return frames;
   }
+}
+
+export class Views extends RunLog {
+  constructor(mm: Mm, slot: number) {
+    super(mm, slot, MM_VIEWS);
+  }
+
+  /** Gives a run back, the newest of its kind. Preconditions: taken as such, and no dropAll() since. */
+  drop(first: number, pages: number, writable: boolean): void {
+    const w = this.mm.agent.words;
+    const entry = entryOf(first, writable);
+    for (let block = Atomics.load(w, this.head); block !== 0; block = Atomics.load(w, block + BLOCK_NEXT)) {
+      for (let k = Atomics.load(w, block + BLOCK_COUNT) - 1; k >= 0; k--) {
+        const run = runAt(block, k);
+        if (Atomics.load(w, run + RUN_FIRST) !== entry || Atomics.load(w, run + RUN_PAGES) !== pages)
+          continue;
+        this.give(run);
+        this.trim();
+        return;
+      }
+    }
+  }
+}
+
+export class Pins extends RunLog {
+  /** Runs inside the log that were given back, to be used again: pins end in any order. */
+  readonly #free: number[] = [];
+  #held = 0;
+
+  constructor(mm: Mm, slot: number) {
+    super(mm, slot, MM_PINS);
+  }
+
+  protected override place(): number {
+    const run = this.#free.pop() ?? super.place();
+    this.#held++;
+    return run;
+  }
+
+  /** Gives a run back. Preconditions: held, and no dropAll() since. */
+  drop(run: number): void {
+    this.give(run);
+    if (--this.#held > 0) {
+      this.#free.push(run);
+      return;
+    }
+    this.#free.length = 0;
+    this.trim();
+  }
+
+  override dropAll(): void {
+    this.#free.length = 0;
+    this.#held = 0;
+    super.dropAll();
+  }
+}
+
+/** Gives all views and pins of a dead agent back. */
+export function dropDead(mm: Mm, slot: number): void {
+  new Views(mm, slot).dropAll();
+  new Pins(mm, slot).dropAll();
+  // It may have died between counting and adding.
+  Atomics.store(mm.agent.words, mm.header + MM_HELD_RUNS + slot, 0);
+}
+
+/** The frame of each reference that an agent holds by views and pins; the zero page needs none. */
+export function viewedFrames(mm: Mm, slot: number): number[] {
+  const frames: number[] = [];
+  for (const log of [new Views(mm, slot), new Pins(mm, slot)])
+    log.eachRun((first, pages) => {
+      for (let pfn = first; pfn < first + pages; pfn++) if (pfn !== ZERO_PFN) frames.push(pfn);
+    });
+  return frames;
+}
+
+/** V2; undefined if it holds. */
+export function checkHeldRuns(mm: Mm, slot: number): string | undefined {
+  let runs = 0;
+  for (const log of [new Views(mm, slot), new Pins(mm, slot)])
+    log.eachRun((_first, _pages, writable) => {
+      if (log.counts(writable)) runs++;
+    });
+  const counted = Atomics.load(mm.agent.words, mm.header + MM_HELD_RUNS + slot);
+  return counted === runs
+    ? undefined
+    : `V2: agent ${slot} has ${runs} runs that fork must know of, counted ${counted}`;
 }

@@ -1,15 +1,15 @@
 /**
- * Vmas: the records, the tree by address, the file's tree, splitting and merging. Linux: mm/vma.c.
+ * Vmas: the records, the tree by address, the trees by page of files and anon_vmas, splitting and merging. Linux: mm/vma.c.
  *
  * Everything here needs the space's mmapLock for writing, but lookups, which need it for reading. A linked vma never
  * changes its start: a split makes a new record of the upper part, a merge drops the upper one. So whoever finds a vma
- * through its file's tree can tell where it is mapped.
+ * through a tree by page can tell where it is mapped.
  *
  * VMA_PGOFF of an anonymous vma is the page number of its start, until it has pages and is moved: they keep their
  * offsets, so that it merges only where these go on.
  *
- * A vma whose extent changes goes into its file's tree anew, behind those that begin at the same page, as in Linux: who
- * walks the tree for a truncation meets them in that order.
+ * A vma whose extent changes goes into its trees by page anew, behind those that begin at the same page, as in Linux: who
+ * walks the tree for a truncation, or to unmap a page, meets them in that order.
  */
 import { addressOf } from "../units.ts";
 import {
@@ -26,7 +26,9 @@ import {
   itUpdate,
 } from "../memory/index.ts";
 import { beginWrite, endWrite, lockSpin, unlockSpin } from "../sync/index.ts";
+import { dropAnon, linkAnonLocked, resizeAnonLocked, unlinkAnonLocked, withFamilyLock } from "./anonTree.ts";
 import {
+  type AnonVma,
   type File,
   FL_LOCK,
   FL_USERS,
@@ -55,13 +57,14 @@ export const vmaFlags = (space: SpaceCore, vma: Vma): number => space.agent.word
 export const vmaFile = (space: SpaceCore, vma: Vma): File => space.agent.words[vma + VMA_FILE] as File;
 
 /** See anonVma.ts; 0 = none. */
-export const vmaAnon = (space: SpaceCore, vma: Vma): number =>
-  Atomics.load(space.agent.words, vma + VMA_ANON);
+export const vmaAnon = (space: SpaceCore, vma: Vma): AnonVma =>
+  Atomics.load(space.agent.words, vma + VMA_ANON) as AnonVma;
 
 /** Page of the file, or of the anonymous memory, that stands at a virtual page of the vma. */
 export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {
   const first = vmaStart(space, vma) / space.mm.pageSize;
-  return (Atomics.load(space.agent.words, vma + VMA_PGOFF) + (vpn - first)) | 0; // 31 bits
+  // Plain: constant while the vma is linked.
+  return (space.agent.words[vma + VMA_PGOFF]! + (vpn - first)) | 0; // 31 bits
 }
 
 /** The vma that covers an address, or 0. */
@@ -85,24 +88,30 @@ export function changeVmas(space: SpaceCore, change: () => void): void {
   }
 }
 
-/** Runs `change` under the lock of the file's tree of vmas; at once for an anonymous vma. */
-function withFileLock(space: SpaceCore, file: File, change: () => void): void {
-  if (file === 0) {
-    change();
-    return;
-  }
-  lockSpin(space.agent, file + FL_LOCK);
-  change();
-  unlockSpin(space.agent, file + FL_LOCK);
+/** Runs `change` under the locks of the trees by page that a vma is in. */
+function withTreeLocks(space: SpaceCore, file: File, anon: AnonVma, change: () => void): void {
+  if (file !== 0) lockSpin(space.agent, file + FL_LOCK);
+  withFamilyLock(space.mm, anon, change);
+  if (file !== 0) unlockSpin(space.agent, file + FL_LOCK);
 }
 
-function linkToFile(space: SpaceCore, vma: Vma, file: File): void {
-  if (file === 0) return;
+/** Preconditions: the locks of both trees. */
+function linkLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma): void {
   const { agent, mm } = space;
-  const first = Atomics.load(agent.words, vma + VMA_PGOFF) * mm.pageSize;
-  itSet(agent, vma + VMA_FILE_NODE, first, first + (vmaEnd(space, vma) - vmaStart(space, vma)) - 1);
+  const pgoff = Atomics.load(agent.words, vma + VMA_PGOFF);
+  const bytes = vmaEnd(space, vma) - vmaStart(space, vma);
+  if (anon !== 0) linkAnonLocked(mm, vma, anon, pgoff, bytes / mm.pageSize);
+  if (file === 0) return;
+  const first = pgoff * mm.pageSize;
+  itSet(agent, vma + VMA_FILE_NODE, first, first + bytes - 1);
   itInsert(agent, file + FL_VMAS, vma + VMA_FILE_NODE);
   Atomics.add(agent.words, file + FL_USERS, 1);
+}
+
+/** Takes a vma out of its trees by page; the uses that it had are left to the caller. Preconditions: their locks. */
+function unlinkLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma): void {
+  if (file !== 0) itRemove(space.agent, file + FL_VMAS, vma + VMA_FILE_NODE);
+  if (anon !== 0) unlinkAnonLocked(space.mm, vma, anon);
 }
 
 /** What a vma is, but for where it begins and ends. */
@@ -111,18 +120,19 @@ export interface VmaKind {
   readonly file: File;
   /** Page at its start: see above. */
   readonly pgoff: number;
-  readonly anon: number;
+  readonly anon: AnonVma;
 }
 
 function setVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: VmaKind): void {
   const { agent } = space;
   const w = agent.words;
   itSet(agent, vma, start, end - 1);
-  Atomics.store(w, vma + VMA_SPACE, space.slot);
-  Atomics.store(w, vma + VMA_FILE, kind.file);
-  Atomics.store(w, vma + VMA_FLAGS, kind.flags);
-  Atomics.store(w, vma + VMA_PGOFF, kind.pgoff);
-  Atomics.store(w, vma + VMA_ANON, kind.anon);
+  // Plain: nobody finds the record before the trees have it, whose locks are given back with Atomics.
+  w[vma + VMA_SPACE] = space.slot;
+  w[vma + VMA_FILE] = kind.file;
+  w[vma + VMA_FLAGS] = kind.flags;
+  w[vma + VMA_PGOFF] = kind.pgoff;
+  w[vma + VMA_ANON] = kind.anon;
 }
 
 /** What a vma is, as seen from its page at `vpn`. */
@@ -142,20 +152,21 @@ export const freeVma = (space: SpaceCore, vma: Vma): void => space.mm.free(vma, 
 export function insertVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: VmaKind): void {
   setVma(space, vma, start, end, kind);
   itInsert(space.agent, space.slot + SP_VMAS, vma);
-  withFileLock(space, kind.file, () => linkToFile(space, vma, kind.file));
+  withTreeLocks(space, kind.file, kind.anon, () => linkLocked(space, vma, kind.file, kind.anon));
 }
 
 /** Moves the end of a vma up. Preconditions: nothing is mapped there. */
 export function growVma(space: SpaceCore, vma: Vma, end: number): void {
-  const file = vmaFile(space, vma);
-  withFileLock(space, file, () => resizeLocked(space, vma, file, end));
+  const [file, anon] = [vmaFile(space, vma), vmaAnon(space, vma)];
+  withTreeLocks(space, file, anon, () => resizeLocked(space, vma, file, anon, end));
 }
 
-/** Moves the end of a vma, which comes anew into its file's tree. Preconditions: the file's lock. */
-function resizeLocked(space: SpaceCore, vma: Vma, file: File, end: number): void {
+/** Moves the end of a vma, which comes anew into its trees by page. Preconditions: their locks. */
+function resizeLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, end: number): void {
   const { agent } = space;
   const start = vmaStart(space, vma);
   itUpdate(agent, space.slot + SP_VMAS, vma, start, end - 1);
+  if (anon !== 0) resizeAnonLocked(space.mm, vma, anon, (end - start) / space.mm.pageSize);
   if (file === 0) return;
   const node = vma + VMA_FILE_NODE;
   const first = itStart(agent, node);
@@ -167,27 +178,34 @@ function resizeLocked(space: SpaceCore, vma: Vma, file: File, end: number): void
 /** Cuts a vma at `at`; `upper` is a reserved record. */
 export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): void {
   const { agent } = space;
-  const file = vmaFile(space, vma);
+  const [file, anon] = [vmaFile(space, vma), vmaAnon(space, vma)];
   const end = vmaEnd(space, vma);
   setVma(space, upper, at, end, kindOf(space, vma, at / space.mm.pageSize));
-  // One hold of the file's lock: nobody may see the upper half in neither record.
-  withFileLock(space, file, () => {
-    resizeLocked(space, vma, file, at);
+  // One hold of the locks: nobody may see the upper half in neither record.
+  withTreeLocks(space, file, anon, () => {
+    resizeLocked(space, vma, file, anon, at);
     itInsert(agent, space.slot + SP_VMAS, upper);
-    linkToFile(space, upper, file);
+    linkLocked(space, upper, file, anon);
   });
 }
 
-/** Takes a vma out of both trees and frees it. Returns its file, whose use the caller gives back. */
+/** Takes a vma out of all trees and frees it. Returns its file, whose use the caller gives back. */
 export function removeVma(space: SpaceCore, vma: Vma): File {
-  const { agent } = space;
-  const file = vmaFile(space, vma);
-  itRemove(agent, space.slot + SP_VMAS, vma);
-  withFileLock(space, file, () => {
-    if (file !== 0) itRemove(agent, file + FL_VMAS, vma + VMA_FILE_NODE);
-  });
+  const [file, anon] = [vmaFile(space, vma), vmaAnon(space, vma)];
+  itRemove(space.agent, space.slot + SP_VMAS, vma);
+  withTreeLocks(space, file, anon, () => unlinkLocked(space, vma, file, anon));
+  dropAnon(space.mm, anon);
   freeVma(space, vma);
   return file;
+}
+
+/** Takes its anon_vma from a vma that has no private page any more. Linux: unlink_anon_vmas(). */
+export function forgetAnon(space: SpaceCore, vma: Vma): void {
+  const anon = vmaAnon(space, vma);
+  if (anon === 0) return;
+  withFamilyLock(space.mm, anon, () => unlinkAnonLocked(space.mm, vma, anon));
+  Atomics.store(space.agent.words, vma + VMA_ANON, 0);
+  dropAnon(space.mm, anon);
 }
 
 /**
@@ -196,17 +214,18 @@ export function removeVma(space: SpaceCore, vma: Vma): File {
  */
 function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
   const { mm } = space;
-  const [flags, nextFlags] = [vmaFlags(space, vma), vmaFlags(space, next)];
+  const flags = vmaFlags(space, vma);
+  const nextFlags = vmaFlags(space, next);
   if (
     ((flags ^ nextFlags) & ~(VM_FORK_CHILD | VM_MAYBE_GUARD)) !== 0 ||
     vmaFile(space, vma) !== vmaFile(space, next)
   )
     return false;
   const continues =
-    fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) ===
-    Atomics.load(space.agent.words, next + VMA_PGOFF);
+    fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) === space.agent.words[next + VMA_PGOFF]!;
   if (!continues) return false;
-  const [anon, nextAnon] = [vmaAnon(space, vma), vmaAnon(space, next)];
+  const anon = vmaAnon(space, vma);
+  const nextAnon = vmaAnon(space, next);
   if (anon === nextAnon) return true;
   return (anon === 0 || nextAnon === 0) && ((flags | nextFlags) & VM_FORK_CHILD) === 0;
 }
@@ -216,18 +235,29 @@ function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
   const { agent } = space;
   const next = itSuccessor(agent, vma) as Vma;
   if (next === 0 || vmaEnd(space, vma) !== vmaStart(space, next) || !alike(space, vma, next)) return false;
+  const w = agent.words;
   const file = vmaFile(space, vma);
   const end = vmaEnd(space, next);
-  const anon = vmaAnon(space, vma) || vmaAnon(space, next);
+  const [own, lost] = [vmaAnon(space, vma), vmaAnon(space, next)];
+  const anon = own === 0 ? lost : own;
   itRemove(agent, space.slot + SP_VMAS, next);
-  withFileLock(space, file, () => {
-    resizeLocked(space, vma, file, end);
-    if (file === 0) return;
-    itRemove(agent, file + FL_VMAS, next + VMA_FILE_NODE);
-    Atomics.sub(agent.words, file + FL_USERS, 1);
+  // One hold of the locks: nobody may see the pages of the upper one in neither record.
+  withTreeLocks(space, file, anon, () => {
+    unlinkLocked(space, next, file, lost);
+    resizeLocked(space, vma, file, own, end);
+    if (own === 0 && lost !== 0)
+      linkAnonLocked(
+        space.mm,
+        vma,
+        lost,
+        Atomics.load(w, vma + VMA_PGOFF),
+        (end - vmaStart(space, vma)) / space.mm.pageSize,
+      );
+    if (file !== 0) Atomics.sub(w, file + FL_USERS, 1);
+    Atomics.store(w, vma + VMA_ANON, anon);
   });
-  Atomics.store(agent.words, vma + VMA_ANON, anon);
-  Atomics.or(agent.words, vma + VMA_FLAGS, vmaFlags(space, next) & VM_MAYBE_GUARD);
+  dropAnon(space.mm, lost);
+  Atomics.or(w, vma + VMA_FLAGS, vmaFlags(space, next) & VM_MAYBE_GUARD);
   freeVma(space, next);
   return true;
 }

@@ -4,8 +4,12 @@
  *
  * Taken entries are busy until the last acknowledgement: a fault waits for them, so no different frame appears before.
  * If the acknowledgements cannot be waited for, everything is put back, and nothing has happened.
+ *
+ * Where many entries are taken to be dropped, kernels do both: what the entries were lies in the arena then, a stretch
+ * for each table, until the stretch is settled. An agent that dies meanwhile loses these words; the entries are settled
+ * by the reaper.
  */
-import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
+import { allocWords, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { SP_FAULTQ } from "./layout.ts";
@@ -16,19 +20,30 @@ import {
   isValid,
   pfnOfPte,
   PTE_ACCESSED,
+  PTE_BUSY,
   PTE_DIRTY,
   PTE_EXCLUSIVE,
   PTE_GUARD,
+  PTE_PFN,
+  PTE_PFN_SHIFT,
   settleBusy,
 } from "./pte.ts";
-import { INDEX_END, radixStretches } from "./radix.ts";
-import { awaitAcksOp, markRange, markTlbs } from "./shootdown.ts";
+import { INDEX_END, LEAF_ENTRIES, radixFind, radixStretches } from "./radix.ts";
+import { awaitAcksOp, markRange, markTlbs, NO_ACKS, type PendingAck } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 
 /** Entries that were changed, and what they were. */
 export interface Changed {
   readonly entries: number[];
   readonly olds: number[];
+}
+
+/** Entries of one table that a kernel took: `count` from `entry` on; what they were from word `olds` of the arena on. */
+interface Stretch {
+  readonly entry: number;
+  readonly count: number;
+  /** 0 for an entry that was not taken. Whoever settles the stretch frees it. */
+  readonly olds: number;
 }
 
 /** From this many entries in a stretch on, a Wasm kernel is faster than a loop here. */
@@ -38,18 +53,52 @@ const KERNEL_ENTRIES = 8;
 export type Wants = (pte: number, vpn: number) => boolean;
 
 interface Taken extends Changed {
+  readonly stretches: Stretch[];
   /** Some entries were busy with another operation. */
   blocked: boolean;
 }
 
-function takeEntries(space: SpaceCore, start: number, end: number, wants: Wants | undefined): Taken {
+const isAny = (taken: Taken): boolean => taken.entries.length > 0 || taken.stretches.length > 0;
+
+/** Arena words that one operation holds at most for what entries were: those of 256 MiB of pages of 4 KiB. */
+const MOST_OLDS = 65536;
+
+/** Takes a stretch with a kernel. False: the arena has no room for what the entries were. */
+function takeStretch(space: SpaceCore, taken: Taken, entry: number, count: number): boolean {
+  const { agent, mm } = space;
+  const held = taken.stretches.length * LEAF_ENTRIES;
+  const olds = held < MOST_OLDS ? allocWords(agent, mm.heap, count) : 0;
+  if (olds === 0) return false;
+  const n = mm.frames.kernels.takeRange(
+    entry * WORD_BYTES,
+    count,
+    PTE_PFN,
+    busyOf(0, agent.slot),
+    PTE_BUSY,
+    olds * WORD_BYTES,
+  );
+  if (n < 0) taken.blocked = true;
+  if (n === 0 || n === -1) mm.free(olds, count);
+  else taken.stretches.push({ entry, count, olds });
+  return true;
+}
+
+/** `whole`: the caller has no use for the entries one by one, so kernels may take them. */
+function takeEntries(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  whole: boolean,
+  wants: Wants | undefined,
+): Taken {
   const w = space.agent.words;
   const { kernels } = space.mm.frames;
-  const taken: Taken = { entries: [], olds: [], blocked: false };
+  const taken: Taken = { entries: [], olds: [], stretches: [], blocked: false };
   // Without mmapLock: see pageTables.ts.
   if (wants) space.mm.protect(space.slot);
   radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
     if (count >= KERNEL_ENTRIES && kernels.orRange(first * WORD_BYTES, count) === 0) return; // nothing is mapped
+    if (whole && !wants && count >= KERNEL_ENTRIES && takeStretch(space, taken, first, count)) return;
     for (let k = 0; k < count; k++) {
       const entry = first + k;
       for (let pte = Atomics.load(w, entry); pte !== 0;) {
@@ -70,9 +119,13 @@ function takeEntries(space: SpaceCore, start: number, end: number, wants: Wants 
 }
 
 /** Puts back what was taken. */
-export function putBack(space: SpaceCore, taken: Changed): void {
+function putBack(space: SpaceCore, taken: Taken): void {
   const w = space.agent.words;
   taken.entries.forEach((entry, k) => Atomics.store(w, entry, taken.olds[k]!));
+  for (const { entry, count, olds } of taken.stretches.splice(0)) {
+    for (let k = 0; k < count; k++) if (w[olds + k] !== 0) Atomics.store(w, entry + k, w[olds + k]!);
+    space.mm.free(olds, count);
+  }
   wakeQueue(w, space.slot + SP_FAULTQ);
 }
 
@@ -80,22 +133,72 @@ export function putBack(space: SpaceCore, taken: Changed): void {
  * Makes the entries of `[start, end)` (pages) busy and waits until nobody uses the old translations. The caller gives
  * the result to dropTaken(). Preconditions: an open range that covers it; mmapLock, or the folio locks of the pages.
  */
-export function* takeRangeOp(space: SpaceCore, start: number, end: number, wants?: Wants): Op<Changed> {
+export const takeRangeOp = (space: SpaceCore, start: number, end: number, wants?: Wants): Op<Changed> =>
+  takeOp(space, start, end, false, wants);
+
+/** As takeRangeOp(), and empties the entries. True if there were some that nobody else was taking away. */
+export function* zapRangeOp(space: SpaceCore, start: number, end: number, wants?: Wants): Op<boolean> {
+  const taken = yield* takeOp(space, start, end, true, wants);
+  const any = isAny(taken);
+  drop(space, taken);
+  return any;
+}
+
+/** As zapRangeOp(). Undefined where nobody had to be waited for, else the rest, which the caller yields at once. */
+export function zapRange(space: SpaceCore, start: number, end: number): Op<void> | undefined {
+  const taken = takeEntries(space, start, end, true, undefined);
+  const acks = isAny(taken) ? markRange(space, start, end) : NO_ACKS;
+  if (acks.length > 0 || taken.blocked) return finishZapOp(space, start, end, taken, acks);
+  drop(space, taken);
+  return undefined;
+}
+
+function* finishZapOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  taken: Taken,
+  acks: readonly PendingAck[],
+): Op<void> {
+  if (!(yield* settleTakenOp(space, start, end, taken, acks))) yield* zapRangeOp(space, start, end);
+  else drop(space, taken);
+}
+
+function* takeOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  whole: boolean,
+  wants: Wants | undefined,
+): Op<Taken> {
   for (;;) {
-    const taken = takeEntries(space, start, end, wants);
-    try {
-      if (taken.entries.length > 0) yield* awaitAcksOp(space, markRange(space, start, end));
-    } catch (error) {
-      putBack(space, taken);
-      throw error;
-    }
-    if (!taken.blocked) return taken;
-    // Settle ours before waiting for theirs: two that hold each other's would wait for ever. Where the wait may be
-    // refused, by putting everything back; else by going ahead, so that two that meet do not start over for ever.
-    if (space.agent.current?.mode === "try") putBack(space, taken);
-    else dropTaken(space, taken);
-    yield* waitWhileBusyOp(space, start, end);
+    const taken = takeEntries(space, start, end, whole, wants);
+    const acks = isAny(taken) ? markRange(space, start, end) : NO_ACKS;
+    if (yield* settleTakenOp(space, start, end, taken, acks)) return taken;
   }
+}
+
+/** Waits for the acknowledgements of what was taken. False: others were taking entries away, and it has to be done again. */
+function* settleTakenOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  taken: Taken,
+  acks: readonly PendingAck[],
+): Op<boolean> {
+  try {
+    yield* awaitAcksOp(space, acks);
+  } catch (error) {
+    putBack(space, taken);
+    throw error;
+  }
+  if (!taken.blocked) return true;
+  // Settle ours before waiting for theirs: two that hold each other's would wait for ever. Where the wait may be
+  // refused, by putting everything back; else by going ahead, so that two that meet do not start over for ever.
+  if (space.agent.current?.mode === "try") putBack(space, taken);
+  else drop(space, taken);
+  yield* waitWhileBusyOp(space, start, end);
+  return false;
 }
 
 function* waitWhileBusyOp(space: SpaceCore, start: number, end: number): Op<void> {
@@ -120,6 +223,19 @@ function firstBusy(space: SpaceCore, start: number, end: number): number {
   return busy;
 }
 
+/** Which old values say that the frame must be marked as dirty: an anonymous one that is exclusive is never written out. */
+const DIRTY = { shift: PTE_PFN_SHIFT, mask: PTE_DIRTY | PTE_EXCLUSIVE, want: PTE_DIRTY };
+
+function drop(space: SpaceCore, taken: Taken): void {
+  dropTaken(space, taken);
+  if (taken.stretches.length === 0) return;
+  for (const { entry, count, olds } of taken.stretches.splice(0)) {
+    space.mm.frames.dropMapped(entry, olds, count, DIRTY);
+    space.mm.free(olds, count);
+  }
+  wakeQueue(space.agent.words, space.slot + SP_FAULTQ);
+}
+
 /** Empties taken entries and gives their frames' references back. Never waits. */
 export function dropTaken(space: SpaceCore, taken: Changed): void {
   const w = space.agent.words;
@@ -130,8 +246,7 @@ export function dropTaken(space: SpaceCore, taken: Changed): void {
     const pfn = pfnOfPte(old);
     if (pfn === ZERO_PFN) continue;
     if ((old & PTE_DIRTY) !== 0 && (old & PTE_EXCLUSIVE) === 0) frames.setFlags(pfn, PG_DIRTY);
-    frames.addMapcount(pfn, -1);
-    frames.put(pfn);
+    frames.putMapped(pfn);
   }
   if (taken.entries.length > 0) wakeQueue(w, space.slot + SP_FAULTQ);
 }
@@ -152,13 +267,45 @@ export function* changeRangeOp(
   contended: boolean,
   wants?: Wants,
 ): Op<void> {
+  const rest = changeRange(space, start, end, clear, set, contended, wants);
+  if (rest) yield* rest;
+}
+
+/** As changeRangeOp(). Undefined where nobody had to be waited for, else the rest, which the caller yields at once. */
+export function changeRange(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  clear: number,
+  set: number,
+  contended: boolean,
+  wants?: Wants,
+): Op<void> | undefined {
   const changed: Changed = { entries: [], olds: [] };
+  const reduced = changeEntries(space, start, end, clear, set, changed, wants);
+  const rivals = contended && clear !== 0;
+  const acks = reduced || rivals ? markRange(space, start, end) : NO_ACKS;
+  if (acks.length === 0 && !(rivals && firstBusy(space, start, end) !== 0)) return undefined;
+  return settleChangeOp(space, start, end, clear, set, rivals, changed, acks, wants);
+}
+
+function* settleChangeOp(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  clear: number,
+  set: number,
+  rivals: boolean,
+  changed: Changed,
+  acks: readonly PendingAck[],
+  wants: Wants | undefined,
+): Op<void> {
   try {
-    for (;;) {
-      const reduced = changeEntries(space, start, end, clear, set, changed, wants);
-      if (reduced || (contended && clear !== 0)) yield* awaitAcksOp(space, markRange(space, start, end));
-      if (!contended || clear === 0 || firstBusy(space, start, end) === 0) return;
+    for (let pending = acks; ; pending = markRange(space, start, end)) {
+      yield* awaitAcksOp(space, pending);
+      if (!rivals || firstBusy(space, start, end) === 0) return;
       yield* waitWhileBusyOp(space, start, end);
+      changeEntries(space, start, end, clear, set, changed, wants);
     }
   } catch (error) {
     restoreBits(space, changed, clear, set);
@@ -184,6 +331,10 @@ function changeEntries(
 ): boolean {
   const w = space.agent.words;
   const { kernels } = space.mm.frames;
+  if (end - start === 1 && !wants) {
+    const entry = radixFind(w, space.pgd, start);
+    return entry !== 0 && changeEntry(space, entry, start, clear, set, changed, wants);
+  }
   // Only where the acknowledgements may be refused does it matter what the entries were.
   const remembers = space.agent.current?.mode === "try";
   let reduced = false;
@@ -195,24 +346,37 @@ function changeEntries(
       return;
     }
     for (let k = 0; k < count; k++) {
-      const entry = first + k;
-      for (let pte = Atomics.load(w, entry); isValid(pte);) {
-        if (wants && !wants(pte, vpn + k)) break;
-        const next = (pte & ~clear) | set;
-        if (next === pte) break;
-        const seen = Atomics.compareExchange(w, entry, pte, next);
-        if (seen === pte) {
-          reduced ||= (pte & clear) !== 0;
-          changed.entries.push(entry);
-          changed.olds.push(pte);
-          break;
-        }
-        pte = seen;
-      }
+      if (changeEntry(space, first + k, vpn + k, clear, set, changed, wants)) reduced = true;
     }
   });
   if (wants) space.mm.unprotect();
   return reduced;
+}
+
+/** True if the entry has lost a bit. */
+function changeEntry(
+  space: SpaceCore,
+  entry: number,
+  vpn: number,
+  clear: number,
+  set: number,
+  changed: Changed,
+  wants: Wants | undefined,
+): boolean {
+  const w = space.agent.words;
+  for (let pte = Atomics.load(w, entry); isValid(pte);) {
+    if (wants && !wants(pte, vpn)) return false;
+    const next = (pte & ~clear) | set;
+    if (next === pte) return false;
+    const seen = Atomics.compareExchange(w, entry, pte, next);
+    if (seen === pte) {
+      changed.entries.push(entry);
+      changed.olds.push(pte);
+      return (pte & clear) !== 0;
+    }
+    pte = seen;
+  }
+  return false;
 }
 
 function restoreBits(space: SpaceCore, changed: Changed, clear: number, set: number): void {

@@ -463,9 +463,10 @@ function advanceList(walk: Walk): boolean {
   } else walk.ln = Atomics.load(w, walk.ln + LN_NEXT) as ListNotifier;
   for (; walk.ln !== 0; walk.ln = Atomics.load(w, walk.ln + LN_NEXT) as ListNotifier) {
     const { ln } = walk;
-    const implemented = Atomics.load(w, ln + LN_OPS);
+    // Plain: these two are constant while it is registered.
+    const implemented = w[ln + LN_OPS]!;
     if ((implemented & (LN_OP_START | LN_OP_END)) === 0) continue;
-    const owner = Atomics.load(w, ln + LN_OWNER);
+    const owner = w[ln + LN_OWNER]!;
     if (owner === agent.ownerId) {
       const notifier = (implemented & LN_OP_START) !== 0 ? c.local.list.get(ln) : undefined;
       if (notifier && !tellListed(walk, notifier)) return false;
@@ -525,24 +526,25 @@ function endWithList(c: DeliveryContext, range: OpenRange, last = 0 as ListNotif
   endRange(c);
   for (let told = true; told && ln !== 0; ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier) {
     told = ln !== last;
-    const notifier = (Atomics.load(w, ln + LN_OPS) & LN_OP_END) === 0 ? undefined : c.local.list.get(ln);
+    const notifier = (w[ln + LN_OPS]! & LN_OP_END) === 0 ? undefined : c.local.list.get(ln);
     if (notifier) callEnd(c, notifier, range);
   }
   srcuReadUnlock(agent, c.subs + SUBS_SRCU, section);
-  for (const { owner, message } of range.reserved ?? []) {
-    agent.sendTo(owner, message, true);
-  }
+  if (!range.reserved) return;
+  for (const { owner, message } of range.reserved) agent.sendTo(owner, message, true);
   range.reserved = undefined;
 }
 
 function callEnd(c: DeliveryContext, notifier: MmuNotifier, range: OpenRange): void {
   const { agent } = c;
   if (agent.debug) enterInvalidation(agent, range);
+  agent.callbackDepth++;
   try {
-    inCallback(agent, () => notifier.ops.invalidateRangeEnd!(notifier, range));
+    notifier.ops.invalidateRangeEnd!(notifier, range);
   } catch (cause) {
     agent.report(callbackThrew("invalidateRangeEnd", cause, range));
   } finally {
+    agent.callbackDepth--;
     if (agent.debug) leaveInvalidation(agent);
   }
 }

@@ -3,12 +3,15 @@ export { assertNoLocks, LockRank, lockdepAcquire, lockdepRelease } from "./lockO
 export { lockdepMap, lockdepWaits } from "./lockdep.ts";
 export { lockMutexOp, MUTEX_WORDS, tryLockMutex, unlockMutex } from "./mutex.ts";
 export {
+  adoptRead,
   isWriteLocked,
   lockReadOp,
   lockWriteOp,
+  passRead,
   reapRwSem,
   rwSemWords,
   tryLockRead,
+  tryLockWrite,
   unlockRead,
   unlockWrite,
 } from "./rwsem.ts";

@@ -6,9 +6,10 @@
  *     folioLock          bit, per frame         a frame's place in its file, its contents while they are read in
  *       fileLock         spin, per file         the file's tree of vmas (i_mmap_rwsem)
  *         subscriptions  spin, per notifiers    sequence, open counts, interval tree, lists
- *           registry     spin, per memory       tables of spaces and files
- *             heap       spin, per memory       arena blocks
- *               subscriber  a secondary MMU's own lock, taken in its callbacks under any of the above
+ *           registry     spin, per memory       tables of spaces and files, anon_vmas that come and go
+ *             family     spin, per anon_vma family   the tree of vmas that private pages may be mapped by (anon_vma->rwsem)
+ *               heap     spin, per memory       arena blocks
+ *                 subscriber  a secondary MMU's own lock, taken in its callbacks under any of the above
  *
  * A lock is taken only while every lock held ranks before it. Locks of one class do not nest, except folio locks,
  * of which all but the first are only tried. Agents' mark locks are leaves inside sched/ and take nothing.
@@ -23,8 +24,9 @@ export const LockRank = {
   fileLock: 3,
   subscriptions: 4,
   registry: 5,
-  heap: 6,
-  subscriber: 7,
+  family: 6,
+  heap: 7,
+  subscriber: 8,
 } as const;
 export type LockRank = (typeof LockRank)[keyof typeof LockRank];
 

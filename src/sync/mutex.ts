@@ -21,9 +21,12 @@ export const MX_LOCKDEP: number = MX_QUEUE + QUEUE_WORDS;
 export const MUTEX_WORDS: number = MX_LOCKDEP + 1;
 
 export function tryLockMutex(agent: Agent, mutex: number): boolean {
-  const holder = Atomics.compareExchange(agent.words, mutex + MX_OWNER, 0, agent.ownerId);
+  const w = agent.words;
+  const holder = Atomics.compareExchange(w, mutex + MX_OWNER, 0, agent.ownerId);
   if (holder === 0) return true;
-  if (holder !== agent.ownerId && !ownerAlive(agent.words, holder)) {
+  const gone = holder !== agent.ownerId && !ownerAlive(w, holder);
+  // Looked at again last: it may have given the mutex back and left since.
+  if (gone && Atomics.load(w, mutex + MX_OWNER) === holder) {
     agent.poison(holder);
     throw new MmError("EOWNERDEAD", "mutex", `agent ${slotOfOwner(holder)} died while it held this mutex`);
   }

@@ -106,6 +106,16 @@ export function unlockRead(agent: Agent, sem: number, rank: LockRank): void {
   if (Atomics.load(agent.words, sem + RW_WRITER) !== 0) wakeQueue(agent.words, sem + RW_QUEUE);
 }
 
+/** Another operation of this agent goes on with a share that is held here: it calls adoptRead(), and gives it back. */
+export function passRead(agent: Agent, rank: LockRank): void {
+  if (agent.debug) lockdepRelease(agent, rank);
+}
+
+/** See passRead(). */
+export function adoptRead(agent: Agent, rank: LockRank): void {
+  if (agent.debug) lockdepAcquire(agent, rank);
+}
+
 /** Owner id of an agent that holds the semaphore for reading, 0 if none does. The own agent first: see needsEventLoop(). */
 function someReader(agent: Agent, sem: number): number {
   if (Atomics.load(agent.words, sem + RW_READERS + agent.slot) !== 0) return agent.ownerId;
@@ -126,8 +136,14 @@ function dropWriter(agent: Agent, sem: number): void {
   wakeQueue(agent.words, sem + RW_QUEUE);
 }
 
-/** Takes the lock where nobody has it. */
-function tryLockWrite(agent: Agent, sem: number): boolean {
+/** Takes the lock where nobody has it, unless fast paths are off. */
+export function tryLockWrite(agent: Agent, sem: number, rank: LockRank): boolean {
+  if (!agent.fastPaths || !claimFree(agent, sem)) return false;
+  if (agent.debug) lockdepAcquire(agent, rank);
+  return true;
+}
+
+function claimFree(agent: Agent, sem: number): boolean {
   if (!claimWriter(agent, sem)) return false;
   if (someReader(agent, sem) === 0) {
     clearHandoff(agent, sem);
@@ -139,10 +155,7 @@ function tryLockWrite(agent: Agent, sem: number): boolean {
 
 export function* lockWriteOp(agent: Agent, sem: number, rank: LockRank, what: string): Op<void> {
   if (agent.debug) lockdepCheck(agent, rank);
-  if (agent.fastPaths && tryLockWrite(agent, sem)) {
-    if (agent.debug) lockdepAcquire(agent, rank);
-    return;
-  }
+  if (tryLockWrite(agent, sem, rank)) return;
   if (!agent.fastPaths) yield { kind: "point", what };
   try {
     yield* waitOp(

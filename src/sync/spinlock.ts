@@ -44,8 +44,10 @@ export function lockSpin(agent: LockOwner, word: number): void {
     nap(agent, word, holder);
     if (round % (SPINS_BEFORE_NAP * NAPS_BEFORE_LOOK) !== 0) continue;
     if (agent instanceof Agent) checkLiveness(agent, holder);
+    const gone = !ownerAlive(w, holder);
+    // Looked at again last: it may have given the lock back and left since.
     if (Atomics.load(w, word) !== holder) continue;
-    if (!ownerAlive(w, holder)) {
+    if (gone) {
       if (agent instanceof Agent) agent.poison(holder);
       throw ownerDead(holder);
     }

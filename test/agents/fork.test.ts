@@ -14,6 +14,7 @@ const PAGES = 6;
 const STOP = 0;
 const READY = 1;
 const COUNT = 3;
+const PINNED = 4;
 /** Accesses between two safepoints of another agent. */
 const POLL_EVERY = 100;
 
@@ -31,8 +32,9 @@ interface Rig {
   stop(): Promise<Record<string, number>[]>;
 }
 
-/** A space whose pages `writers` workers write, in which another one forks as well. Private memory, half of it a file's. */
-async function makeRig(writers: number): Promise<Rig> {
+/** A space whose pages workers with these roles use. Private memory, half of it a file's. */
+async function makeRig(roles: readonly string[]): Promise<Rig> {
+  const writers = roles.filter((role) => role === "writer").length;
   const memory = await bifolio.createMemory({ budget: "4 MiB", mayBlock: true, debug: true });
   cleanups.push(() => memory.close());
   const control = memory.allocShared(64);
@@ -42,7 +44,6 @@ async function makeRig(writers: number): Promise<Rig> {
   const half = PAGES / 2;
   const tail = { address: base + half * PAGE, length: half * PAGE, fixed: true, file } as const;
   space.sync.mmap({ ...tail, prot: "rw", share: "private" });
-  const roles = [...Array.from({ length: writers }, () => "writer"), "forker"];
   const reports = roles.map((role, writer) => {
     const worker = new Worker(new URL("./workers/fork.mjs", import.meta.url), {
       workerData: {
@@ -71,9 +72,9 @@ async function makeRig(writers: number): Promise<Rig> {
 }
 
 /** Lets the others go on for some turns of their loops. */
-function letRun({ control }: Rig, turns: number): void {
+function letRun({ control, memory }: Rig, turns: number): void {
   const until = Atomics.load(control, COUNT) + turns;
-  while (Atomics.load(control, COUNT) < until && Atomics.load(control, STOP) === 0);
+  while (Atomics.load(control, COUNT) < until && Atomics.load(control, STOP) === 0) memory.poll();
 }
 
 /** What each writer has stored, page by page. */
@@ -84,7 +85,7 @@ const look = (space: Space, base: number, writers: number): number[][] =>
 
 describe("a child", () => {
   test.each([1, 3])("is the parent at one moment, while agents write (%i)", async (writers) => {
-    const rig = await makeRig(writers);
+    const rig = await makeRig([...Array.from({ length: writers }, () => "writer"), "forker"]);
     const { memory, space, base } = rig;
     const children: { child: Space; seen: number[][] }[] = [];
     const moments = new Set<string>();
@@ -120,5 +121,60 @@ describe("a child", () => {
     space.sync.exit();
     expect(memory.check()).toBeUndefined();
     expect(memory.stats().frames.anon).toBe(0);
+  });
+});
+
+describe("pages of one family", () => {
+  test("are looked up from their frames while mappings of it come and go everywhere", async () => {
+    const rig = await makeRig(["giver", "giver"]);
+    const { memory, space, base } = rig;
+    for (let round = 0; round < 300; round++) {
+      for (let page = 0; page < PAGES; page++) space.setUint32(base + page * PAGE, round);
+      space.sync.mprotect(base + PAGE, PAGE, "r");
+      const more = space.sync.mmap({ length: PAGE, prot: "rw", share: "private" });
+      space.setUint32(more, round);
+      // Then a child's pages are its alone, and the parent is looked at for them first.
+      space.sync.madvise(base, 2 * PAGE, "dontneed");
+      space.sync.mprotect(base + PAGE, PAGE, "rw");
+      space.sync.munmap(more, PAGE);
+      if (round % 10 === 0) letRun(rig, 1);
+    }
+    const reports = await rig.stop();
+    for (const { forks, dropped } of reports) {
+      expect(forks).toBeGreaterThan(0);
+      expect(dropped).toBeGreaterThan(0);
+    }
+    expect(memory.check()).toBeUndefined();
+    space.sync.exit();
+    expect(memory.check()).toBeUndefined();
+    expect(memory.stats().frames.anon).toBe(0);
+  });
+});
+
+describe("pages that another agent has pinned", () => {
+  test("are written by it in the parent alone, and are given back when it dies", async () => {
+    const rig = await makeRig(["pinner"]);
+    const { memory, space, control, base } = rig;
+    await memory.wait(control, PINNED, 0);
+    const values = (of: Space): number[] =>
+      Array.from({ length: PAGES }, (_, k) => of.getInt32(base + k * PAGE));
+    expect(memory.stats().frames.pinned).toBe(PAGES);
+    for (let round = 0; round < 20; round++) {
+      const child = space.sync.fork();
+      const [then, parent] = [values(child), values(space)];
+      letRun(rig, 20);
+      expect(values(child)).toEqual(then);
+      expect(values(space).every((value, k) => value > parent[k]!)).toBe(true);
+      child.sync.exit();
+    }
+    memory.onError = () => {}; // it is told of the death
+    Atomics.store(control, STOP, 1);
+    for (let k = 0; k < 500 && memory.stats().frames.pinned > 0; k++)
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    expect(memory.check()).toBeUndefined();
+    expect(memory.stats().frames).toMatchObject({ pinned: 0, anon: PAGES });
+    space.sync.exit();
+    expect(memory.stats().frames.anon).toBe(0);
+    expect(memory.check()).toBeUndefined();
   });
 });

@@ -43,7 +43,8 @@ type Op =
   | "keeponfork"
   | "populate-read"
   | "populate-write"
-  | "cold";
+  | "cold"
+  | "pin";
 
 const OPS: readonly Op[] = [
   "mmap",
@@ -91,6 +92,7 @@ const OPS: readonly Op[] = [
   "populate-read",
   "populate-write",
   "cold",
+  "pin",
 ];
 
 export const stepArb: fc.Arbitrary<Step> = fc.record({

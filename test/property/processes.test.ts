@@ -14,6 +14,7 @@ import {
   type MappedFile,
   memoryBacking,
   type PhysicalMemory,
+  type Pin,
   type Vma,
 } from "../../src/mm/index.ts";
 import { expectBytes, PAGE, pattern, sharedBacking } from "../lib/mm.ts";
@@ -31,6 +32,7 @@ import {
 
 const SEED = 20261128;
 const MAX_PROCESSES = 4;
+const MAX_PINS = 3;
 /** Enough for everything: no step lacks memory, so that each has exactly one right outcome. */
 const FRAMES = 768;
 const MAX_FILE_BYTES = 16 * PAGE;
@@ -71,6 +73,8 @@ interface World {
   readonly files: ModelFile[];
   processes: Process[];
   readonly disk: { bytes: Uint8Array };
+  /** Held, the oldest first. */
+  readonly pins: Pin[];
 }
 
 function padded(bytes: Uint8Array): Uint8Array {
@@ -262,6 +266,7 @@ const POPULATES: ReadonlySet<string> = new Set([
   "mlock",
   "populate-write",
   "straddle",
+  "pin",
 ]);
 
 async function run(world: World, step: Step): Promise<void> {
@@ -375,6 +380,9 @@ async function run(world: World, step: Step): Promise<void> {
       }
       break;
     }
+    case "pin":
+      await pin(world, process, space, step);
+      break;
     case "read":
     case "write":
       await copy(world, process, space, step);
@@ -567,6 +575,24 @@ async function copy(world: World, process: Process, space: AddressSpace, step: S
   }
 }
 
+/** Pins a range, looks at all of it and writes one byte of it; held for a while, whatever becomes of the mapping. */
+async function pin(world: World, process: Process, space: AddressSpace, step: Step): Promise<void> {
+  const { write } = step;
+  const { pages } = process;
+  const start = FIRST_PAGE + step.page;
+  const list = Array.from({ length: step.pages }, (_, k) => pages.get(start + k));
+  const expected = list.map((page) => refusal(world, page, write)).find((code) => code !== undefined);
+  const held = await attempt(expected, () => space.pin(start * PAGE, step.pages * PAGE, write ? "rw" : "r"));
+  if (!held) return;
+  expectBytes(Buffer.concat(held.spans), Buffer.concat(list.map((page) => bytesOf(world, page!))));
+  if (write && !behindEnd(world, list[0], step.offset)) {
+    held.spans[0]![step.offset] = step.value;
+    store(world, process, start, step.offset, Uint8Array.of(step.value));
+  }
+  world.pins.push(held);
+  if (world.pins.length > MAX_PINS) world.pins.shift()!.unpin();
+}
+
 // ---- checks --------------------------------------------------------------------------------------------------------
 
 /** Every page of a process can be read if the model says so, and has the bytes that it says. */
@@ -689,7 +715,7 @@ async function serialised(steps: readonly Step[], agents: number): Promise<void>
   const handles = memories.map((m, k) => (k === 0 ? files : files.map(({ id }) => m.file(id))));
   const first = await memory.createSpace();
   const processes = [{ id: first.id, pages: new Map<number, Page>() }];
-  const world: World = { memories, handles, files: model, processes, disk };
+  const world: World = { memories, handles, files: model, processes, disk, pins: [] };
   for (const [k, step] of [...opening, ...steps].entries()) {
     try {
       await run(world, step);
@@ -698,6 +724,7 @@ async function serialised(steps: readonly Step[], agents: number): Promise<void>
       throw new Error(`step ${k - OPENING.length}, ${JSON.stringify(step)}: ${String(cause)}`, { cause });
     }
   }
+  for (const held of world.pins) held.unpin();
   for (const process of world.processes) {
     await compare(world, process, memories.at(-1)!);
     await memory.space(process.id).exit();

@@ -1,4 +1,4 @@
-// The other agents of the fork tests: writers, and one that forks as well.
+// The other agents of the fork tests: writers, one that forks as well, those that give pages up or pin them.
 import { parentPort, workerData } from "node:worker_threads";
 import { attach, isMmError } from "../../../.test-build/testing.js";
 
@@ -12,6 +12,7 @@ const PAGE = memory.pageSize;
 const STOP = 0;
 const READY = 1;
 const COUNT = 3;
+const PINNED = 4;
 
 const at = (page, of) => base + page * PAGE + 4 * of;
 const stopped = () => Atomics.load(control, STOP) !== 0;
@@ -62,6 +63,45 @@ const roles = {
       Atomics.add(control, COUNT, 1);
     }
     return { forks, torn };
+  },
+
+  /** Counts through a pin in every page, and dies with it. */
+  pinner() {
+    const { spans } = space.sync.pin(base, pages * PAGE, "rw");
+    const words = spans.flatMap((span) =>
+      Array.from(
+        { length: span.length / PAGE },
+        (_, k) => new Int32Array(span.buffer, span.byteOffset + k * PAGE, 1),
+      ),
+    );
+    Atomics.add(control, PINNED, 1);
+    Atomics.notify(control, PINNED);
+    while (!stopped()) {
+      for (const word of words) Atomics.add(word, 0, 1);
+      memory.poll();
+      Atomics.add(control, COUNT, 1);
+    }
+    process.exit(1);
+  },
+
+  /** Forks, and has the child give its pages up, which splits and merges its mapping meanwhile. */
+  giver() {
+    let forks = 0;
+    let dropped = 0;
+    const bytes = (pages / 2) * PAGE;
+    while (!stopped()) {
+      const child = space.sync.fork();
+      child.setUint32(at(0, 15), 1);
+      child.sync.mprotect(at(1, 0), PAGE, "r");
+      child.sync.madvise(base, bytes, "free");
+      child.sync.mprotect(at(1, 0), PAGE, "rw");
+      child.sync.madvise(base, bytes, "pageout");
+      if (child.getUint32(at(0, 15)) === 0) dropped++;
+      child.sync.exit();
+      forks++;
+      Atomics.add(control, COUNT, 1);
+    }
+    return { forks, dropped };
   },
 };
 

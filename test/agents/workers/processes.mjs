@@ -46,6 +46,15 @@ function enter(slot, space) {
   return mode === "async" ? space.exit() : space.sync.exit();
 }
 
+/** Pins that are held, the oldest first; those that are left when the agent leaves go with it. */
+const pins = [];
+function keep(pin) {
+  if (pin.spans.reduce((sum, span) => sum + span.length, 0) % PAGE !== 0)
+    throw new Error("a pin of part of a page");
+  pins.push(pin);
+  if (pins.length > 2) pins.shift().unpin();
+}
+
 const chain = (result, next) => (result instanceof Promise ? result.then(next) : next(result));
 
 function mmap(space, step, address) {
@@ -139,6 +148,8 @@ function exec(step) {
     case "read":
     case "write":
       return call(space, step, step.op, address + step.offset, bytes);
+    case "pin":
+      return chain(call(space, step, "pin", address, length, step.write ? "rw" : "r"), keep);
     default:
       return call(space, step, "madvise", address, length, step.op);
   }

@@ -1,7 +1,7 @@
 /** Which operation raises which event over which range: linux-semantics.md, section 5. */
 import { describe, expect, test } from "vitest";
 import { ADDRESS_END } from "../../../src/units.ts";
-import { type MmuNotifierRange, MmuNotifierEvent } from "../../../src/notifier/index.ts";
+import { MmuNotifier, type MmuNotifierRange, MmuNotifierEvent } from "../../../src/notifier/index.ts";
 import {
   anonymous,
   arrayBacking,
@@ -320,6 +320,53 @@ describe("callbacks", () => {
     }
     throwing = false;
     for (const operation of operations.toReversed()) expect(thrown(operation)).toBeUndefined();
+  });
+
+  test("that answer later: the operation goes on then, or leaves everything as it was", async () => {
+    const { memory, space, raw } = await makeRig();
+    let failing = true;
+    const recorder = record(raw);
+    raw.notifiers.sync.register(
+      new MmuNotifier({
+        invalidateRangeStart: function* () {
+          yield { kind: "point", what: "a test" } as const;
+          if (failing) throw new Error("boom");
+          return true;
+        },
+      }),
+    );
+    space.sync.mmap(fixed(0, 6));
+    for (let k = 0; k < 6; k++) raw.sync.populate(BASE + at(k), PAGE, "rw");
+    const operations: (() => void)[] = [
+      () => space.sync.mprotect(BASE + at(1), at(1), "r"),
+      () => space.sync.munmap(BASE + at(3), at(1)),
+      () => void space.sync.mmap(fixed(4, 1, { prot: "r" })),
+      () => space.sync.madvise(BASE, PAGE, "dontneed"),
+    ];
+    const state = () => ({
+      vmas: space.vmas(),
+      arena: memory.stats().arenaBytes,
+      frames: memory.stats().frames.free,
+    });
+    for (const operation of operations) {
+      const before = state();
+      failing = true;
+      expect(thrown(operation)?.code).toBe("ECALLBACK");
+      expect([state(), recorder.open]).toEqual([before, 0]);
+      failing = false;
+      operation();
+      expect(recorder.open).toBe(0);
+    }
+    expect(
+      space.vmas().map(({ start, end, prot }) => [(start - BASE) / PAGE, (end - BASE) / PAGE, prot]),
+    ).toEqual([
+      [0, 1, "rw-"],
+      [1, 2, "r--"],
+      [2, 3, "rw-"],
+      [4, 5, "r--"],
+      [5, 6, "rw-"],
+    ]);
+    verify(memory);
   });
 
   test("that throw in reclaim and exit are reported, and the change proceeds", async () => {

@@ -158,7 +158,23 @@ describe("shared file mappings", () => {
     memory.sync.sync(file);
     expect(backing.writes).toEqual([{ offset: PAGE, length: 10 }]);
     expect(backing.bytes[PAGE + 9]).toBe(1);
-    expect(space.getUint8(a + PAGE + 10)).toBe(2);
+    expect(space.getUint8(a + PAGE + 10)).toBe(0);
+  });
+
+  test("what is stored behind the end of the file is gone once its page is written back", async () => {
+    const { memory, space } = await makeRig();
+    const file = memory.sync.openFile(arrayBacking(pattern(PAGE + 100)), { writable: true });
+    const a = space.sync.mmap(shared(2, { file }));
+    space.setUint8(a + PAGE + 99, 1);
+    space.setUint8(a + PAGE + 100, 2);
+    space.setUint8(a + at(2) - 1, 3);
+    expect(space.getUint8(a + PAGE + 100)).toBe(2);
+    space.sync.msync(a, at(2));
+    const tail = new Uint8Array(PAGE - 99);
+    tail[0] = 1;
+    const seen = new Uint8Array(PAGE - 99);
+    space.sync.read(a + PAGE + 99, seen);
+    expectBytes(seen, tail);
   });
 
   test("msync of anonymous and private memory does nothing; at a hole it is ENOMEM", async () => {

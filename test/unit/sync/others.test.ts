@@ -72,6 +72,31 @@ describe("mutexes", () => {
     expect(tryLockMutex(b, mutex)).toBe(true);
   });
 
+  test("who gave it back and left while another looks at it did not die with it", () => {
+    const arena = newArena();
+    const [a, b] = [attachTo(arena), attachTo(arena)];
+    const mutex = words(arena, a, MUTEX_WORDS);
+    expect(tryLockMutex(b, mutex)).toBe(true);
+    // Leaves between being seen as the owner, for which the other's id is read, and being looked for.
+    const { ownerId } = a;
+    let reads = 0;
+    const looking = Object.create(a, {
+      ownerId: {
+        get: () => {
+          if (++reads === 2) {
+            unlockMutex(b, mutex);
+            b.detach();
+          }
+          return ownerId;
+        },
+      },
+      words: { value: a.words },
+    }) as Agent;
+    expect(tryLockMutex(looking, mutex)).toBe(false);
+    expect(reads).toBeGreaterThan(1);
+    expect(tryLockMutex(a, mutex)).toBe(true);
+  });
+
   test("a waiter gets it when it is given back, EAGAIN if it may not wait, EDEADLK if it has it itself", async () => {
     const arena = newArena();
     const [a, b] = [attachTo(arena), attachTo(arena)];
