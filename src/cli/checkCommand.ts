@@ -2,7 +2,7 @@
 import { statSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { Worker } from "node:worker_threads";
-import { type Mode, renderHtml, type Violation } from "../check/index.ts";
+import { DEFAULT_DEPTH, type Mode, renderHtml, type Violation } from "../check/index.ts";
 import type { Checked, CheckMessage, CheckRequest, Replayed } from "./checkMessages.ts";
 import { CommandError, EXIT_FAILED, EXIT_OK, EXIT_USAGE, sentenceOf } from "./commandError.ts";
 import { print } from "./print.ts";
@@ -53,7 +53,7 @@ export async function checkCommand(name: string, options: CheckOptions): Promise
         ...(replay === undefined ? { scenarios: checked } : replayed[0]),
       })
     : [
-        ...checked.map((result) => textOf(result, name, checked.length > 1)),
+        ...checked.map((result) => textOf(result, name, checked.length > 1 || scenario !== undefined)),
         ...replayed.map((result) => textOfReplay(result)),
       ].join("\n\n");
   if (html !== undefined) {
@@ -119,7 +119,7 @@ function run(
 const count = (n: number, one: string, many = `${one}s`): string =>
   `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
-function textOf(result: Checked, module: string, several: boolean): string {
+function textOf(result: Checked, module: string, named: boolean): string {
   const { scenario, schedules, redundant, steps, seconds, complete, violations, traces, exportName } = result;
   const rate = seconds > 0 ? `, ${Math.round(steps / seconds).toLocaleString("en")} a second` : "";
   const work = `${count(schedules, "schedule")} (${redundant.toLocaleString("en")} given up as repetitions), ${count(steps, "step")} in ${seconds.toFixed(1)} s${rate}`;
@@ -129,10 +129,11 @@ function textOf(result: Checked, module: string, several: boolean): string {
       : "not every schedule has been run: --schedules and --depth set how many";
     return `✓ ${scenario}: nothing found; ${scope}\n  ${work}`;
   }
-  const which = several ? ` --scenario ${exportName}` : "";
+  const which = named ? ` --scenario ${exportName}` : "";
+  const depth = result.depth === DEFAULT_DEPTH ? "" : ` --depth ${result.depth}`;
   const parts = violations.map(
     (violation, k) =>
-      `${ruleText(violation)}\n  replay: bifolio check ${module}${which} --replay ${violation.schedule || "''"}\n\n${indent(traces[k]!)}`,
+      `${ruleText(violation)}\n  replay: bifolio check ${module}${which}${depth} --replay ${violation.schedule || "''"}\n\n${indent(traces[k]!)}`,
   );
   return `✗ ${scenario}: ${count(violations.length, "rule")} broken\n  ${work}\n\n${parts.join("\n\n")}`;
 }

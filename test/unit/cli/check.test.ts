@@ -95,6 +95,14 @@ describe.concurrent("a module with a wrong scenario and a right one", () => {
     expect(report.scenarios.map(({ scenario, complete }) => [scenario, complete])).toEqual([["right", true]]);
   });
 
+  test("says how to replay, and that works", async () => {
+    const { stdout } = await bifolio("check", models, "--scenario", "wrong", "--depth", "100");
+    const [, line] = /replay: bifolio (.*)$/m.exec(stdout)!;
+    expect(line).toContain("--scenario wrong --depth 100 --replay ");
+    const again = await bifolio(...line!.split(" "));
+    expect(again.code).toBe(EXIT_FOUND);
+  });
+
   test("replays what it has found", async () => {
     const { report } = await json(models, "--scenario", "wrong");
     const { rule, schedule, trace } = report.scenarios[0]!.violations[0]!;
