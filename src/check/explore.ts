@@ -137,6 +137,7 @@ function* runOnce(scenario: Scenario, arena: WorldArena, run: Run): Generator<Dr
     run.invariant = () => {
       const wrong = invariant(context, world);
       if (typeof wrong === "string") throw new Error(wrong);
+      if (wrong === false) throw new Error("the invariant is false");
     };
   if (state)
     run.stateKey = () => `${run.position()}|${world.describe()}|${JSON.stringify(state(context, world))}`;
@@ -152,6 +153,7 @@ function* runOnce(scenario: Scenario, arena: WorldArena, run: Run): Generator<Dr
     try {
       const wrong = final?.(context, world);
       if (typeof wrong === "string") run.violate("final", wrong);
+      if (wrong === false) run.violate("final", "the final check is false");
     } catch (error) {
       run.violate("final", textOf(error));
     }

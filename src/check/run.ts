@@ -13,6 +13,7 @@
  *   R4  The same choices give the same run. What is not repeatable (clocks, random numbers, I/O) is the scenario's fault
  *       and is noticed by running the first schedule twice.
  */
+import { SegvError } from "../errors.ts";
 import { type Agent, isOp, isPromise, type Op, type PointEffect, type Task } from "../sched/index.ts";
 import type { Call } from "./call.ts";
 import {
@@ -395,6 +396,11 @@ export class Run {
   }
 
   threw(error: unknown, name: string): void {
+    // As a signal ends a process: the page may be gone, and that is nobody's mistake.
+    if (error instanceof SegvError) {
+      if (this.tracing) this.note(`${name} ends: ${error.message}`);
+      return;
+    }
     this.violate("threw", `${name} threw: ${textOf(error)}`);
   }
 

@@ -26,10 +26,10 @@ export interface ScenarioOptions<C> {
   readonly agents:
     | Readonly<Record<string, AgentFunction<C> | AgentOptions<C>>>
     | readonly (AgentFunction<C> | AgentOptions<C>)[];
-  /** Looked at after each step: throws, or returns a sentence, where something is wrong. It changes nothing. */
-  readonly invariant?: (context: C, world: World) => string | void;
-  /** Looked at when every agent has come to its end. */
-  readonly final?: (context: C, world: World) => string | void;
+  /** Looked at after each step: throws, or returns a sentence or false, where something is wrong. It changes nothing. */
+  readonly invariant?: (context: C, world: World) => string | boolean | void;
+  /** Looked at when every agent has come to its end; likewise. */
+  readonly final?: (context: C, world: World) => string | boolean | void;
   /**
    * Everything that the future depends on, local variables of agents included, as something that JSON can write: two
    * moments with the same state, and agents that stand at the same points, go on alike, and the second is not explored.

@@ -626,3 +626,70 @@ describe("questions of age", () => {
     expect(await rulesOf(asks(false))).toEqual(["wrong-age"]);
   });
 });
+
+describe("small things", () => {
+  test("setup may be async", async () => {
+    const made = scenario({
+      async setup(world) {
+        const space = world.space();
+        const device = world.device(space);
+        await Promise.resolve();
+        const interval = await space.notifiers.insert(
+          {
+            invalidate(self, range, curSeq) {
+              self.setSeq(curSeq);
+              device.unmap(range.start, range.end);
+            },
+          },
+          0,
+          PAGE,
+        );
+        await space.notifiers.register(new MmuNotifier({}));
+        return { space, device, interval };
+      },
+      agents: {
+        async fill({ space, device, interval }) {
+          const seq = await interval.readBegin();
+          const translation = await space.fault(0, "r");
+          if (!interval.readRetry(seq)) device.map(0, translation);
+        },
+        async mm({ space }) {
+          await space.munmap(0, PAGE);
+        },
+      },
+    });
+    await expectNothing(made);
+  });
+
+  test("an access to what is not mapped any more ends its agent, and breaks no rule", async () => {
+    await expectNothing(
+      scenario({
+        setup: (world) => world.space(),
+        agents: {
+          *mm(space) {
+            yield* space.munmap(0, PAGE);
+          },
+          *cpu(space) {
+            yield* space.read(0);
+          },
+        },
+      }),
+    );
+  });
+
+  test("an invariant that is false is broken", async () => {
+    const wrong = (which: "invariant" | "final"): Scenario =>
+      scenario({
+        setup: (world) => world.cell("n", 0),
+        agents: {
+          *adds(n, world) {
+            yield* world.point("adds");
+            n.value++;
+          },
+        },
+        [which]: (n: Cell<number>) => n.value === 0,
+      });
+    expect(await rulesOf(wrong("invariant"))).toEqual(["invariant"]);
+    expect(await rulesOf(wrong("final"))).toEqual(["final"]);
+  });
+});
