@@ -107,6 +107,7 @@ export class Device {
 
   /** @internal */
   hasEntryIn(start: number, end: number): boolean {
+    for (let vpn = 0; vpn < this.space.pages; vpn++) this.#touch(vpn, false);
     const inside = (vpn: number): boolean => vpn * PAGE < end && (vpn + 1) * PAGE > start;
     return [...this.#table.keys(), ...(this.#tlb?.keys() ?? [])].some(inside);
   }
