@@ -58,7 +58,7 @@ import { evictPageOp } from "./reclaim.ts";
 import { unmapFreedOp } from "./rmap.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile, vmaFlags } from "./vma.ts";
-import { changeRangeOp, clearGuards, dropTaken, forgetAccesses, takeRangeOp, zapRangeOp } from "./zap.ts";
+import { changeRangeOp, clearGuards, forgetAccesses, zapRangeOp } from "./zap.ts";
 
 /** What each advice about flags sets and clears. */
 const FLAGS: Partial<Record<AdviceName, { readonly set: number; readonly clear: number }>> = {
