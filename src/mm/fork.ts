@@ -136,13 +136,14 @@ function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
     const marked = new Map<number, Stretch>();
     try {
       markTables(space, shared, marked);
-      for (const heir of cut) yield* protectOp(space, heir, copied);
+      for (const heir of cut) yield* protectOp(space, heir, copied.get(heir.vma));
       // From here on nothing waits.
       for (const heir of inFileOrder(space, heirs)) bequeath(space, child, heir);
-      if (anyHeldRuns(space.mm)) copied.push(...unmarkHeld(space, marked));
+      const held = anyHeldRuns(space.mm) ? unmarkHeld(space, marked) : [];
       for (const stretch of shared) shareTables(space, child, stretch, marked);
       let lacking = 0;
-      for (const stretch of copied) lacking += copyEntries(space, child, stretch);
+      for (const stretches of [...copied.values(), held])
+        for (const stretch of stretches) lacking += copyEntries(space, child, stretch);
       return lacking;
     } finally {
       for (const at of marked.keys()) unmarkShared(space, at);
@@ -175,11 +176,15 @@ interface Stretch {
   readonly end: number;
 }
 
-/**
- * Which stretches the child gets by sharing their tables, and which entry by entry. Those shared are whole tables, in which
- * there is nothing but private anonymous memory that it gets.
- */
-function partsOf(space: SpaceCore, heirs: readonly Heir[]): { shared: Stretch[]; copied: Stretch[] } {
+/** How the child gets what the parent has. */
+interface Parts {
+  /** Whole tables, in which there is nothing but private anonymous memory that it gets. */
+  readonly shared: Stretch[];
+  /** What is copied entry by entry, for each vma that has something of the kind. */
+  readonly copied: Map<Vma, Stretch[]>;
+}
+
+function partsOf(space: SpaceCore, heirs: readonly Heir[]): Parts {
   const { pageSize } = space.mm;
   const tableOf = (vpn: number): number => Math.floor(vpn / LEAF_ENTRIES);
   const tables = (start: number, end: number): [number, number] => [
@@ -197,28 +202,24 @@ function partsOf(space: SpaceCore, heirs: readonly Heir[]): { shared: Stretch[];
     for (const table of tables(vmaStart(space, vma), vmaEnd(space, vma))) mixed.add(table);
   }
   const shared: Stretch[] = [];
-  const copied: Stretch[] = [];
-  const add = (to: Stretch[], first: number, end: number): void => {
-    if (first < end) to.push({ first, end });
-  };
+  const copied = new Map<Vma, Stretch[]>();
   let done = 0; // pages below are in a shared table, or beyond
   for (const { vma, start, end, filled } of heirs) {
     if (!filled) continue;
     const [first, last] = [start / pageSize, end / pageSize];
-    if (!fit.has(vma)) {
-      add(copied, first, last);
-      continue;
-    }
     const [low, high] = tables(start, end);
     const from = (mixed.has(low) ? low + 1 : low) * LEAF_ENTRIES;
     const to = (mixed.has(high) ? high : high + 1) * LEAF_ENTRIES;
-    if (from >= to) {
-      add(copied, first, last);
+    if (!fit.has(vma) || from >= to) {
+      copied.set(vma, [{ first, end: last }]);
       continue;
     }
-    add(copied, first, from);
-    add(shared, Math.max(from, done), to);
-    add(copied, to, last);
+    const rest = [
+      { first, end: from },
+      { first: to, end: last },
+    ].filter((stretch) => stretch.first < stretch.end);
+    if (rest.length > 0) copied.set(vma, rest);
+    if (done < to) shared.push({ first: Math.max(from, done), end: to });
     done = to;
   }
   return { shared, copied };
@@ -249,16 +250,15 @@ function unmarkHeld(space: SpaceCore, marked: Map<number, Stretch>): Stretch[] {
   return stretches;
 }
 
-/** Takes write permission from a vma, and waits until nobody writes through it any more. */
-function* protectOp(space: SpaceCore, { start, end }: Heir, copied: readonly Stretch[]): Op<void> {
+/** Takes write permission from a vma, of which some entries are copied, and waits until nobody writes through it any more. */
+function* protectOp(space: SpaceCore, heir: Heir, copied: readonly Stretch[] = []): Op<void> {
   const { pageSize } = space.mm;
-  const [low, high] = [start / pageSize, end / pageSize];
+  const [low, high] = [heir.start / pageSize, heir.end / pageSize];
   let whole = false;
-  for (const { first, end: last } of copied) {
-    if (first < low || last > high) continue;
-    ownTables(space, "fork", first, last);
-    yield* changeRangeOp(space, first, last, PTE_WRITE, 0, true);
-    whole ||= first === low && last === high;
+  for (const { first, end } of copied) {
+    ownTables(space, "fork", first, end);
+    yield* changeRangeOp(space, first, end, PTE_WRITE, 0, true);
+    whole ||= first === low && end === high;
   }
   if (!whole) yield* awaitAcksOp(space, markRange(space, low, high));
 }
