@@ -21,9 +21,6 @@ export interface CheckOptions {
   readonly json: boolean;
 }
 
-/** Node's exit code where nothing is left to do and a top-level await goes on. */
-const UNSETTLED = 13;
-
 /** Beside this module's chunk: see rolldown.config.mjs. */
 const WORKER_URL = new URL("./checkWorker.js", import.meta.url);
 
@@ -108,7 +105,7 @@ function run(
     worker.once("error", (error) => wrong(`${what}: ${sentenceOf(error).split("\n", 1)[0]}`));
     worker.once("exit", (code) =>
       wrong(
-        code === 0 || code === UNSETTLED
+        code === 0
           ? `${what}: an import or a setup awaits something that never comes`
           : `${what}: the module ended the thread (exit code ${code})`,
       ),
