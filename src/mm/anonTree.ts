@@ -87,16 +87,14 @@ export const rootOf = (mm: Mm, anon: AnonVma): AnonVma =>
 /** What pages name that are made in an anon_vma. Plain: it is written before the record can be found. */
 export const homeOf = (mm: Mm, anon: AnonVma): AnonVma => mm.agent.words[anon + AV_HOME]! as AnonVma;
 
-/** Runs `change` under the lock of the family's tree; at once without an anon_vma. */
-export function withFamilyLock(mm: Mm, anon: AnonVma, change: () => void): void {
-  if (anon === 0) {
-    change();
-    return;
-  }
-  const lock = rootOf(mm, anon) + AV_LOCK;
-  lockSpin(mm.agent, lock);
-  change();
-  unlockSpin(mm.agent, lock);
+/** Takes the lock of the family's tree; nothing without an anon_vma. */
+export function lockFamily(mm: Mm, anon: AnonVma): void {
+  if (anon !== 0) lockSpin(mm.agent, rootOf(mm, anon) + AV_LOCK);
+}
+
+/** Preconditions: as lockFamily(), with a record of the same family that still has a use. */
+export function unlockFamily(mm: Mm, anon: AnonVma): void {
+  if (anon !== 0) unlockSpin(mm.agent, rootOf(mm, anon) + AV_LOCK);
 }
 
 /** Enters a vma for `pages` offsets from `pgoff` on, with a use more. Preconditions: the family's lock. */

@@ -10,7 +10,7 @@
  */
 import { itPredecessor, itSuccessor } from "../memory/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
-import { createAnon, homeOf, linkAnonLocked, withFamilyLock } from "./anonTree.ts";
+import { createAnon, homeOf, linkAnonLocked, lockFamily, unlockFamily } from "./anonTree.ts";
 import {
   type AnonVma,
   AV_USES,
@@ -72,7 +72,9 @@ function prepareFirst(space: SpaceCore, vma: Vma): AnonVma {
     anon = lent === 0 ? createAnon(mm, lent) : lent;
     if (anon !== 0) {
       const pages = (vmaEnd(space, vma) - vmaStart(space, vma)) / mm.pageSize;
-      withFamilyLock(mm, anon, () => linkAnonLocked(mm, vma, anon, Atomics.load(w, vma + VMA_PGOFF), pages));
+      lockFamily(mm, anon);
+      linkAnonLocked(mm, vma, anon, Atomics.load(w, vma + VMA_PGOFF), pages);
+      unlockFamily(mm, anon);
       Atomics.store(w, vma + VMA_ANON, anon);
       if (lent === 0) Atomics.sub(w, anon + AV_USES, 1); // the vma's is the one that stays
     }

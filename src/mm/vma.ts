@@ -26,7 +26,14 @@ import {
   itUpdate,
 } from "../memory/index.ts";
 import { beginWrite, endWrite, lockSpin, unlockSpin } from "../sync/index.ts";
-import { dropAnon, linkAnonLocked, resizeAnonLocked, unlinkAnonLocked, withFamilyLock } from "./anonTree.ts";
+import {
+  dropAnon,
+  linkAnonLocked,
+  lockFamily,
+  resizeAnonLocked,
+  unlinkAnonLocked,
+  unlockFamily,
+} from "./anonTree.ts";
 import {
   type AnonVma,
   type File,
@@ -88,10 +95,14 @@ export function changeVmas(space: SpaceCore, change: () => void): void {
   }
 }
 
-/** Runs `change` under the locks of the trees by page that a vma is in. */
-function withTreeLocks(space: SpaceCore, file: File, anon: AnonVma, change: () => void): void {
+/** Takes the locks of the trees by page that a vma is in. */
+function lockTrees(space: SpaceCore, file: File, anon: AnonVma): void {
   if (file !== 0) lockSpin(space.agent, file + FL_LOCK);
-  withFamilyLock(space.mm, anon, change);
+  lockFamily(space.mm, anon);
+}
+
+function unlockTrees(space: SpaceCore, file: File, anon: AnonVma): void {
+  unlockFamily(space.mm, anon);
   if (file !== 0) unlockSpin(space.agent, file + FL_LOCK);
 }
 
@@ -152,13 +163,19 @@ export const freeVma = (space: SpaceCore, vma: Vma): void => space.mm.free(vma, 
 export function insertVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: VmaKind): void {
   setVma(space, vma, start, end, kind);
   itInsert(space.agent, space.slot + SP_VMAS, vma);
-  withTreeLocks(space, kind.file, kind.anon, () => linkLocked(space, vma, kind.file, kind.anon));
+  const { file, anon } = kind;
+  lockTrees(space, file, anon);
+  linkLocked(space, vma, file, anon);
+  unlockTrees(space, file, anon);
 }
 
 /** Moves the end of a vma up. Preconditions: nothing is mapped there. */
 export function growVma(space: SpaceCore, vma: Vma, end: number): void {
-  const [file, anon] = [vmaFile(space, vma), vmaAnon(space, vma)];
-  withTreeLocks(space, file, anon, () => resizeLocked(space, vma, file, anon, end));
+  const file = vmaFile(space, vma);
+  const anon = vmaAnon(space, vma);
+  lockTrees(space, file, anon);
+  resizeLocked(space, vma, file, anon, end);
+  unlockTrees(space, file, anon);
 }
 
 /** Moves the end of a vma, which comes anew into its trees by page. Preconditions: their locks. */
@@ -178,22 +195,26 @@ function resizeLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, end
 /** Cuts a vma at `at`; `upper` is a reserved record. */
 export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): void {
   const { agent } = space;
-  const [file, anon] = [vmaFile(space, vma), vmaAnon(space, vma)];
+  const file = vmaFile(space, vma);
+  const anon = vmaAnon(space, vma);
   const end = vmaEnd(space, vma);
   setVma(space, upper, at, end, kindOf(space, vma, at / space.mm.pageSize));
   // One hold of the locks: nobody may see the upper half in neither record.
-  withTreeLocks(space, file, anon, () => {
-    resizeLocked(space, vma, file, anon, at);
-    itInsert(agent, space.slot + SP_VMAS, upper);
-    linkLocked(space, upper, file, anon);
-  });
+  lockTrees(space, file, anon);
+  resizeLocked(space, vma, file, anon, at);
+  itInsert(agent, space.slot + SP_VMAS, upper);
+  linkLocked(space, upper, file, anon);
+  unlockTrees(space, file, anon);
 }
 
 /** Takes a vma out of all trees and frees it. Returns its file, whose use the caller gives back. */
 export function removeVma(space: SpaceCore, vma: Vma): File {
-  const [file, anon] = [vmaFile(space, vma), vmaAnon(space, vma)];
+  const file = vmaFile(space, vma);
+  const anon = vmaAnon(space, vma);
   itRemove(space.agent, space.slot + SP_VMAS, vma);
-  withTreeLocks(space, file, anon, () => unlinkLocked(space, vma, file, anon));
+  lockTrees(space, file, anon);
+  unlinkLocked(space, vma, file, anon);
+  unlockTrees(space, file, anon);
   dropAnon(space.mm, anon);
   freeVma(space, vma);
   return file;
@@ -203,7 +224,9 @@ export function removeVma(space: SpaceCore, vma: Vma): File {
 export function forgetAnon(space: SpaceCore, vma: Vma): void {
   const anon = vmaAnon(space, vma);
   if (anon === 0) return;
-  withFamilyLock(space.mm, anon, () => unlinkAnonLocked(space.mm, vma, anon));
+  lockFamily(space.mm, anon);
+  unlinkAnonLocked(space.mm, vma, anon);
+  unlockFamily(space.mm, anon);
   Atomics.store(space.agent.words, vma + VMA_ANON, 0);
   dropAnon(space.mm, anon);
 }
@@ -238,24 +261,21 @@ function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
   const w = agent.words;
   const file = vmaFile(space, vma);
   const end = vmaEnd(space, next);
-  const [own, lost] = [vmaAnon(space, vma), vmaAnon(space, next)];
+  const own = vmaAnon(space, vma);
+  const lost = vmaAnon(space, next);
   const anon = own === 0 ? lost : own;
   itRemove(agent, space.slot + SP_VMAS, next);
   // One hold of the locks: nobody may see the pages of the upper one in neither record.
-  withTreeLocks(space, file, anon, () => {
-    unlinkLocked(space, next, file, lost);
-    resizeLocked(space, vma, file, own, end);
-    if (own === 0 && lost !== 0)
-      linkAnonLocked(
-        space.mm,
-        vma,
-        lost,
-        Atomics.load(w, vma + VMA_PGOFF),
-        (end - vmaStart(space, vma)) / space.mm.pageSize,
-      );
-    if (file !== 0) Atomics.sub(w, file + FL_USERS, 1);
-    Atomics.store(w, vma + VMA_ANON, anon);
-  });
+  lockTrees(space, file, anon);
+  unlinkLocked(space, next, file, lost);
+  resizeLocked(space, vma, file, own, end);
+  if (own === 0 && lost !== 0) {
+    const pages = (end - vmaStart(space, vma)) / space.mm.pageSize;
+    linkAnonLocked(space.mm, vma, lost, Atomics.load(w, vma + VMA_PGOFF), pages);
+  }
+  if (file !== 0) Atomics.sub(w, file + FL_USERS, 1);
+  Atomics.store(w, vma + VMA_ANON, anon);
+  unlockTrees(space, file, anon);
   dropAnon(space.mm, lost);
   Atomics.or(w, vma + VMA_FLAGS, vmaFlags(space, next) & VM_MAYBE_GUARD);
   freeVma(space, next);
