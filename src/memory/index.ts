@@ -14,6 +14,7 @@ export {
   itNext,
   itPredecessor,
   itRemove,
+  itResize,
   itSet,
   itStart,
   itSuccessor,

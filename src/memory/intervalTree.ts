@@ -225,6 +225,19 @@ export function itUpdate(a: Arena, root: number, node: number, start: number, la
   raiseMax(a, root, node);
 }
 
+/** Gives a node another end. It comes to stand behind all nodes that start with it, as if it were taken out and put in anew. */
+export function itResize(a: Arena, root: number, node: number, last: number): void {
+  const start = itStart(a, node);
+  const next = itSuccessor(a, node);
+  if (next === 0 || itStart(a, next) !== start) {
+    itUpdate(a, root, node, start, last);
+    return;
+  }
+  itRemove(a, root, node);
+  itSet(a, node, start, last);
+  itInsert(a, root, node);
+}
+
 /**
  * itFirst() in the subtree of `top`, which may be 0.
  *

@@ -22,7 +22,17 @@
  *
  * Lock order: mmapLock > folio lock > file lock > MM_LOCK > family (spin, nothing but uses of spaces is taken under it).
  */
-import { allocWords, itFirst, itInsert, itNext, itRemove, itSet, itStart, PG_ANON } from "../memory/index.ts";
+import {
+  allocWords,
+  itFirst,
+  itInsert,
+  itNext,
+  itRemove,
+  itResize,
+  itSet,
+  itStart,
+  PG_ANON,
+} from "../memory/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import {
   type AnonVma,
@@ -114,10 +124,7 @@ export function unlinkAnonLocked(mm: Mm, vma: Vma, anon: AnonVma): void {
 export function resizeAnonLocked(mm: Mm, vma: Vma, anon: AnonVma, pages: number): void {
   const { agent } = mm;
   const node = vma + VMA_ANON_NODE;
-  const first = itStart(agent, node);
-  itRemove(agent, rootOf(mm, anon) + AV_VMAS, node);
-  itSet(agent, node, first, first + pages - 1);
-  itInsert(agent, rootOf(mm, anon) + AV_VMAS, node);
+  itResize(agent, rootOf(mm, anon) + AV_VMAS, node, itStart(agent, node) + pages - 1);
 }
 
 /** True if pages that name `home` may be mapped by a vma that has `anon`. */

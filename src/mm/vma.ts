@@ -20,6 +20,7 @@ import {
   itLowest,
   itNext,
   itRemove,
+  itResize,
   itSet,
   itStart,
   itSuccessor,
@@ -186,10 +187,7 @@ function resizeLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, end
   if (anon !== 0) resizeAnonLocked(space.mm, vma, anon, (end - start) / space.mm.pageSize);
   if (file === 0) return;
   const node = vma + VMA_FILE_NODE;
-  const first = itStart(agent, node);
-  itRemove(agent, file + FL_VMAS, node);
-  itSet(agent, node, first, first + (end - start) - 1);
-  itInsert(agent, file + FL_VMAS, node);
+  itResize(agent, file + FL_VMAS, node, itStart(agent, node) + (end - start) - 1);
 }
 
 /** Cuts a vma at `at`; `upper` is a reserved record. */

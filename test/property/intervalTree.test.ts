@@ -16,6 +16,7 @@ import {
   itNext,
   itPredecessor,
   itRemove,
+  itResize,
   itSet,
   itStart,
   itSuccessor,
@@ -125,6 +126,30 @@ class Update implements Command {
   }
 }
 
+class Resize implements Command {
+  readonly pick: number;
+  readonly last: number;
+  constructor(pick: number, last: number) {
+    this.pick = pick;
+    this.last = last;
+  }
+  check(m: Readonly<Model>): boolean {
+    return m.sorted.length > 0;
+  }
+  run(m: Model, a: Arena): void {
+    const [interval] = m.sorted.splice(this.pick % m.sorted.length, 1);
+    interval!.last = Math.max(this.last, interval!.start);
+    // Behind all that start with it.
+    const at = m.sorted.findIndex(({ start }) => start > interval!.start);
+    m.sorted.splice(at < 0 ? m.sorted.length : at, 0, interval!);
+    itResize(a, ROOT, interval!.node, interval!.last);
+    checkTree(m, a);
+  }
+  toString(): string {
+    return `resize(${this.pick}, ${this.last})`;
+  }
+}
+
 class Query implements Command {
   readonly bounds: Bounds;
   constructor(bounds: Bounds) {
@@ -182,6 +207,7 @@ function commandsOf(insertions: number): fc.Arbitrary<Iterable<Command>> {
       ...Array.from({ length: insertions }, () => bounds.map((b): Command => new Insert(b))),
       pick.map((n): Command => new Remove(n)),
       fc.tuple(pick, bounds).map(([n, b]): Command => new Update(n, b)),
+      fc.tuple(pick, bounds).map(([n, b]): Command => new Resize(n, b[1])),
       bounds.map((b): Command => new Query(b)),
       fc.constant<Command>(new Walk()),
     ],
