@@ -6,6 +6,10 @@
 // Hand-written mutants and the reasons why others are harmless stand in checkMutants.json; a reason is found by the text of
 // the line, and by what is done to it where `what` says so. A hand-written mutant that survives is a failure. A generated one
 // that survives without a reason is listed: either a scenario is missing, or a reason. So is a reason that no survivor needs.
+//
+// A lock that is left out alone is found by its unlock, and the other way round. Both left out together would not be: the explorer
+// interrupts no step. That is for test/agents/notifier.test.ts ("locks under real contention", and subscribers that come
+// and go while two threads invalidate).
 import { spawn } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -34,7 +38,7 @@ const { handWritten, harmless } = JSON.parse(readFileSync(join(root, "scripts/ch
 const STATEMENT =
   /^(\s*)(?:(?:if \([^{]*\)|else) )?(?:(?:yield\* )?[\w.#!]+\([^{]*\)|[\w.#]+(?:\+\+|--)|(?:walk|outcome|this|interval|range)\.[\w.#]+ = [^{]*);$/;
 /** What only debug mode does, and constructors: leaving it out does not show, or does not build. */
-const LEFT_ALONE = /^(?:return|super)\b|\bdebug\b|lockdep|^this\.#?\w+ = \w+(?:\.\w+)*;$/;
+const LEFT_ALONE = /^(?:return|super)\b|\bdebug\b|lockdep|^this\.#?(\w+) = \1;$/;
 /** The line without its statement; a condition stays where the next line is its `else`. */
 const leftOut = (line, next) =>
   /^\s*else /.test(line)

@@ -12,7 +12,7 @@ import { LIFETIMES } from "./models/lifetimes.ts";
 import { CASES } from "./models/notifierCore.ts";
 import { DELIVERIES } from "./models/deliveries.ts";
 import { RECORDS } from "./models/records.ts";
-import { tableMirror } from "./models/tableMirror.ts";
+import { tableMirror, tableMirrorAlone, tableMirrorTries } from "./models/tableMirror.ts";
 
 /** Schedules of each: most mutants fall to a few of any scenario, so all have those first. Few, for hundreds of runs. */
 const ROUNDS = [60, 500];
@@ -20,6 +20,8 @@ const ROUNDS = [60, 500];
 const suite: Scenario[] = [
   ...RECORDS,
   ...DELIVERIES,
+  tableMirrorAlone,
+  tableMirrorTries,
   ...CASES.map(([name, make]) => ({ ...make(), name })),
   ...LIFETIMES,
   ...[c01, c05, c08, c10, c13].map(({ fixed }) => fixed),

@@ -10,7 +10,7 @@ import { DELIVERIES } from "./models/deliveries.ts";
 import { LIFETIMES } from "./models/lifetimes.ts";
 import { CASES } from "./models/notifierCore.ts";
 import { RECORDS } from "./models/records.ts";
-import { tableMirror } from "./models/tableMirror.ts";
+import { tableMirror, tableMirrorAlone, tableMirrorTries } from "./models/tableMirror.ts";
 
 vi.setConfig({ testTimeout: 60_000 });
 
@@ -50,7 +50,7 @@ test.each(LIFETIMES)("$name", async (lifetime) => {
   expect(schedules).toBeGreaterThan(10);
 });
 
-test.each([...RECORDS, ...DELIVERIES])("$name", async (byHand) => {
+test.each([...RECORDS, ...DELIVERIES, tableMirrorAlone, tableMirrorTries])("$name", async (byHand) => {
   const { violations } = await explore(byHand, { schedules: 1000 });
   expect(violations.map((v) => `${v.rule}: ${v.message} ${v.schedule}`)).toEqual([]);
 });

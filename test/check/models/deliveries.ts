@@ -16,8 +16,8 @@ import {
   endOpenRange,
 } from "../../../src/notifier/index.ts";
 import { SUBS_SRCU } from "../../../src/notifier/layout.ts";
-import { checkSubscriptions, openRanges } from "../../../src/notifier/subscriptions.ts";
-import { MSG_POSTED, MSG_RESULT, type Op } from "../../../src/sched/index.ts";
+import { checkSubscriptions, openRanges, unlinkListNotifier } from "../../../src/notifier/subscriptions.ts";
+import { type Agent, MSG_POSTED, MSG_RESULT, type Op } from "../../../src/sched/index.ts";
 import { synchronizeSrcuOp } from "../../../src/sync/index.ts";
 import { codeOf, expect, firstWait } from "./steps.ts";
 
@@ -76,6 +76,7 @@ function* codeOfOp(op: Op<unknown>): Op<string> {
 function* closed(what: string, { mine: { context } }: Rig): Op<void> {
   expect(`${what}: open ranges`, openRanges(context), 0);
   expect(`${what}: broken`, checkSubscriptions(context), undefined);
+  expect(`${what}: callbacks that run`, context.agent.callbackDepth, 0);
   yield* synchronizeSrcuOp(context.agent, context.subs + SUBS_SRCU);
 }
 
@@ -213,6 +214,120 @@ export const DELIVERIES: readonly Scenario[] = [
       expect("removed", yield* codeOfOp(interval.operations.remove()), "ESRCH");
     }
   }),
+  check("a removed interval answers nothing, and is forgotten", function* (rig) {
+    const { local } = rig.mine.context;
+    const interval = insert(rig.mine, () => true);
+    const { local: at } = interval;
+    expect("known", local.intervals.get(at), interval);
+    expect("begins", interval.sync.readBegin(), interval.tryReadBegin());
+    yield* interval.operations.remove();
+    expect("known", local.intervals.get(at), undefined);
+    expect(
+      "blocking",
+      codeOf(() => interval.sync.readBegin()),
+      "ESRCH",
+    );
+    expect(
+      "trying",
+      codeOf(() => interval.tryReadBegin()),
+      "ESRCH",
+    );
+    yield* closed("afterwards", rig);
+  }),
+  check("another thread's handle of a removed interval answers nothing", function* (rig) {
+    const interval = insert(rig.mine, () => true);
+    const handle = rig.theirs.interval(interval.id);
+    const seq = handle.sync.readBegin();
+    expect("overtaken", handle.readRetry(seq), false);
+    expect("removed by a stranger", yield* codeOfOp(handle.operations.remove()), "EPERM");
+    yield* interval.operations.remove();
+    expect("overtaken", handle.readRetry(seq), true);
+    expect(
+      "blocking",
+      codeOf(() => handle.sync.readBegin()),
+      "ESRCH",
+    );
+    expect("waiting", yield* codeOfOp(handle.operations.readBegin()), "ESRCH");
+  }),
+  check("a removal that is given up leaves the interval as it was", function* (rig) {
+    const interval = insert(rig.mine, () => true);
+    const range = yield* opens(rig);
+    const removal = interval.operations.remove();
+    firstWait(removal);
+    expect(
+      "meanwhile",
+      codeOf(() => interval.tryReadBegin()),
+      "ESRCH",
+    );
+    expect(
+      "given up",
+      codeOf(() => removal.throw(new Error("given up"))),
+      "Error: given up",
+    );
+    endOpenRange(rig.mine.context, range);
+    expect("again", interval.readRetry(yield* interval.operations.readBegin()), false);
+    yield* interval.operations.remove();
+    yield* closed("afterwards", rig);
+  }),
+  check("every callback is one, and may not begin a fill that waits", function* (rig) {
+    const other = insert(rig.mine, () => true, 50);
+    const { agent } = rig.mine.context;
+    let told = 0;
+    const looks = (): void => {
+      told++;
+      expect("callbacks that run", agent.callbackDepth, 1);
+      expect(
+        "a fill",
+        codeOf(() => other.sync.readBegin()),
+        "EDEADLK",
+      );
+    };
+    insert(rig.mine, looks);
+    yield* rig.mine.operations.register(
+      new MmuNotifier({ invalidateRangeStart: looks, invalidateRangeEnd: looks, release: looks }),
+    );
+    endOpenRange(rig.mine.context, yield* opens(rig));
+    expect("told", told, 3);
+    yield* rig.mine.operations.release();
+    expect("told", told, 5);
+    expect("reported", rig.reported.join(), "");
+    yield* closed("after the release", rig);
+  }),
+  check("an end that throws is reported", function* (rig) {
+    yield* rig.mine.operations.register(new MmuNotifier({ invalidateRangeEnd: throwsNow }));
+    const count = yield* counts(rig.mine);
+    endOpenRange(rig.mine.context, yield* opens(rig));
+    expect("reported", rig.reported.join(), "ECALLBACK");
+    expect("ends", count.ends, 1);
+    yield* closed("after the end", rig);
+  }),
+  check("who leaves before it has read of a start does not hear of it", function* (rig) {
+    let told = 0;
+    const notifier = new MmuNotifier({ invalidateRangeStart: () => void told++ });
+    yield* rig.theirs.operations.register(notifier);
+    const rest = opens(rig);
+    firstWait(rest);
+    const leaves = rig.theirs.operations.unregister(notifier);
+    firstWait(leaves);
+    rig.theirs.agent.safepoint();
+    endOpenRange(rig.mine.context, yield* rest);
+    yield* leaves;
+    expect("told", told, 0);
+    yield* closed("afterwards", rig);
+  }),
+  check("secondary TLBs of both threads are told", function* (rig) {
+    const told: string[] = [];
+    for (const thread of THREADS)
+      yield* rig[thread].operations.register(
+        new MmuNotifier({
+          archInvalidateSecondaryTlbs: (_notifier, _space, from, end) =>
+            void told.push(`${thread} ${from} ${end}`),
+        }),
+      );
+    rig.mine.archInvalidateSecondaryTlbs(10, 20);
+    rig.theirs.agent.safepoint();
+    expect("told", told.toSorted().join(), "mine 10 20,theirs 10 20");
+  }),
   check("each is told once, in order of addresses, whoever inserted it", function* (rig) {
     const told: string[] = [];
     for (const [at, thread] of ["mine", "theirs", "theirs", "mine", "mine", "theirs"].entries())
@@ -254,6 +369,54 @@ export const DELIVERIES: readonly Scenario[] = [
       expect("starts and ends", count.starts, count.ends);
     }),
   ),
+  check(
+    "an interval of theirs answers, after another one, with what throws when it is looked at",
+    function* (rig) {
+      insert(rig.theirs, () => answersLater(true));
+      const answer = {
+        get next(): never {
+          throw new Error("looked at");
+        },
+      };
+      insert(rig.theirs, () => answer as never, 1);
+      expect("the start", yield* codeOfOp(opens(rig)), "ECALLBACK");
+      yield* closed("after it", rig);
+    },
+  ),
+  check("who is taken off the list before the read section of a walk has begun is not told", function* (rig) {
+    const { context } = rig.mine;
+    let told = 0;
+    const notifier = new MmuNotifier({ invalidateRangeStart: () => void told++ });
+    yield* rig.mine.operations.register(notifier);
+    // The walk looks at its own slot to count its range, and again to begin the section.
+    let looks = 0;
+    const slot = (): number => {
+      if (++looks === 2) unlinkListNotifier(context, notifier.record);
+      return context.agent.slot;
+    };
+    const agent = Object.create(context.agent, { slot: { get: slot } }) as Agent;
+    const range = makeRange(context.space, 0, 10, MmuNotifierEvent.Clear, true);
+    expect("it needs no wait", openRange({ ...context, agent }, range, false), undefined);
+    expect("looks", looks >= 2, true);
+    expect("told", told, 0);
+    endOpenRange(context, range);
+    yield* rig.mine.operations.unregister(notifier);
+    yield* closed("afterwards", rig);
+  }),
+  check("a range that has ended can be opened again", function* (rig) {
+    const count = yield* counts(rig.theirs);
+    const range = yield* opens(rig);
+    for (let ends = 1; ; ends++) {
+      endOpenRange(rig.mine.context, range);
+      rig.theirs.agent.safepoint();
+      expect("starts", count.starts, ends);
+      expect("ends", count.ends, ends);
+      if (ends === 2) break;
+      const rest = openRange(rig.mine.context, range, false);
+      if (rest) yield* rest;
+    }
+    yield* closed("after the end", rig);
+  }),
   check("a list notifier of another thread hears starts and ends", function* (rig) {
     const count = yield* counts(rig.theirs);
     const range = yield* opens(rig);

@@ -354,6 +354,8 @@ export const RECORDS: readonly Scenario[] = [
     expect("taken off", unlinkListNotifier(c, second), true);
     expect("taken off twice", unlinkListNotifier(c, second), false);
     expect("what is off", stateOf(c, second), LIST_UNLINKED);
+    freeListNotifier(c, second);
+    expect("its record is free", allocListNotifier(c), second);
     expect("the list", list(c), `${fourth},${first}`);
     sound(c);
   }),
