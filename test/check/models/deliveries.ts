@@ -403,20 +403,6 @@ export const DELIVERIES: readonly Scenario[] = [
     yield* rig.mine.operations.unregister(notifier);
     yield* closed("afterwards", rig);
   }),
-  check("a range that has ended can be opened again", function* (rig) {
-    const count = yield* counts(rig.theirs);
-    const range = yield* opens(rig);
-    for (let ends = 1; ; ends++) {
-      endOpenRange(rig.mine.context, range);
-      rig.theirs.agent.safepoint();
-      expect("starts", count.starts, ends);
-      expect("ends", count.ends, ends);
-      if (ends === 2) break;
-      const rest = openRange(rig.mine.context, range, false);
-      if (rest) yield* rest;
-    }
-    yield* closed("after the end", rig);
-  }),
   check("a list notifier of another thread hears starts and ends", function* (rig) {
     const count = yield* counts(rig.theirs);
     const range = yield* opens(rig);
