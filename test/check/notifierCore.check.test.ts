@@ -6,9 +6,11 @@
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { explore } from "../../src/check/index.ts";
 import { IntervalNotifier } from "../../src/notifier/index.ts";
+import { DELIVERIES } from "./models/deliveries.ts";
 import { LIFETIMES } from "./models/lifetimes.ts";
 import { CASES } from "./models/notifierCore.ts";
-import { tableMirror } from "./models/tableMirror.ts";
+import { RECORDS } from "./models/records.ts";
+import { tableMirror, tableMirrorAlone, tableMirrorTries } from "./models/tableMirror.ts";
 
 vi.setConfig({ testTimeout: 60_000 });
 
@@ -46,6 +48,11 @@ test.each(LIFETIMES)("$name", async (lifetime) => {
   const { violations, schedules } = await explore(lifetime, { schedules: 10_000 });
   expect(violations.map((v) => `${v.rule}: ${v.message} ${v.schedule}`)).toEqual([]);
   expect(schedules).toBeGreaterThan(10);
+});
+
+test.each([...RECORDS, ...DELIVERIES, tableMirrorAlone, tableMirrorTries])("$name", async (byHand) => {
+  const { violations } = await explore(byHand, { schedules: 1000 });
+  expect(violations.map((v) => `${v.rule}: ${v.message} ${v.schedule}`)).toEqual([]);
 });
 
 describe("the table mirror, over a real memory", () => {
