@@ -263,18 +263,20 @@ function tellInterval(walk: Walk, interval: IntervalNotifier): boolean {
   const { range, outcome } = walk;
   const { agent } = walk.c;
   let result: MaybeOp<boolean | void> = undefined;
+  let answered = true;
   interval.enterCallback();
   agent.callbackDepth++;
   if (agent.debug) enterInvalidation(agent, range);
   try {
     result = interval.ops!.invalidate(interval, range, walk.curSeq);
+    answered = isAnswer(result); // what was returned may throw, too
   } catch (error) {
     fail(outcome, error);
   } finally {
     agent.callbackDepth--;
     if (agent.debug) leaveInvalidation(agent);
   }
-  if (!isAnswer(result)) {
+  if (!answered) {
     walk.pending = settleIntervalOp(walk, interval, result);
     return false;
   }
@@ -377,17 +379,19 @@ function tellListed(walk: Walk, notifier: MmuNotifier): boolean {
   const { c, range, outcome } = walk;
   const { agent } = c;
   let result: MaybeOp<boolean | void> = undefined;
+  let answered = true;
   agent.callbackDepth++;
   if (agent.debug) enterInvalidation(agent, range);
   try {
     result = notifier.ops.invalidateRangeStart!(notifier, range);
+    answered = isAnswer(result);
   } catch (error) {
     fail(outcome, error);
   } finally {
     agent.callbackDepth--;
     if (agent.debug) leaveInvalidation(agent);
   }
-  if (!isAnswer(result)) {
+  if (!answered) {
     walk.pending = settleListedOp(c, notifier, range, result, outcome);
     return false;
   }

@@ -364,7 +364,7 @@ export const DELIVERIES: readonly Scenario[] = [
       };
       const count = yield* counts(rig.mine);
       yield* subscribe(rig.mine, () => answer as never);
-      expect("the start", yield* codeOfOp(opens(rig)), "Error: looked at");
+      expect("the start", yield* codeOfOp(opens(rig)), "ECALLBACK");
       yield* closed("after it", rig);
       expect("starts and ends", count.starts, count.ends);
     }),

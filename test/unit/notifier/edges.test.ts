@@ -30,6 +30,39 @@ describe("owner", () => {
   });
 });
 
+describe("a callback that returns something that throws when it is looked at", () => {
+  test("has thrown: the range is not opened, and nobody waits for its end", async () => {
+    const world = notifierWorld(1);
+    const { notifiers } = world.agents[0]!;
+    const trap = {
+      get next(): never {
+        throw new Error("boom");
+      },
+    };
+    let traps = true;
+    const interval = notifiers.sync.insert(
+      {
+        invalidate: (self, _, curSeq) => {
+          self.setSeq(curSeq);
+          return traps ? (trap as never) : true;
+        },
+      },
+      0,
+      10,
+    );
+    expect(thrown(() => notifiers.sync.invalidateRangeStart(range(0, 1)))?.code).toBe("ECALLBACK");
+    expect(world.open()).toBe(0);
+    expect(interval.readRetry(interval.sync.readBegin())).toBe(false);
+    traps = false;
+    const listed = new MmuNotifier({ invalidateRangeStart: () => trap as never });
+    notifiers.sync.register(listed);
+    expect(thrown(() => notifiers.sync.invalidateRangeStart(range(0, 1)))?.code).toBe("ECALLBACK");
+    expect(world.open()).toBe(0);
+    notifiers.sync.unregister(listed);
+    interval.sync.remove();
+  });
+});
+
 describe("an end that throws", () => {
   test.each([0, 1])("is reported in the agent whose callback it is (agent %i), once", async (where) => {
     const world = notifierWorld(2);
