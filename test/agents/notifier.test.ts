@@ -254,17 +254,24 @@ describe("a mirrored page table of words", () => {
     return total;
   }
 
+  // Now and then nothing comes between a look and its install in a whole run.
+
   test("is never stale", async () => {
-    const total = await mirrors();
-    expect(total["stale"]).toBe(0);
-    expect(total["hits"]).toBeGreaterThan(100);
-    expect(total["retries"]).toBeGreaterThan(0);
-  });
+    let retries = 0;
+    for (let run = 0; run < 10 && retries === 0; run++) {
+      const total = await mirrors();
+      expect(total["stale"]).toBe(0);
+      expect(total["hits"]).toBeGreaterThan(100);
+      retries = total["retries"]!;
+    }
+    expect(retries).toBeGreaterThan(0);
+  }, 60_000);
 
   test("is caught stale where readRetry is left out", async () => {
-    const total = await mirrors("no readRetry");
-    expect(total["stale"]).toBeGreaterThan(0);
-  });
+    let stale = 0;
+    for (let run = 0; run < 10 && stale === 0; run++) stale += (await mirrors("no readRetry"))["stale"]!;
+    expect(stale).toBeGreaterThan(0);
+  }, 60_000);
 });
 
 // ---- death -------------------------------------------------------------------------------------------------
