@@ -104,3 +104,7 @@ export class InvariantError extends Error {
 export function panic(what: string): never {
   throw new InvariantError(`bifolio invariant broken: ${what}`);
 }
+
+/** For whatever finds no room for a record. */
+export const arenaFull = (operation: string): MmError =>
+  new MmError("ENOMEM", operation, "the arena is full; create the memory with a larger arena");

@@ -52,7 +52,8 @@ import {
   PTE_WRITE,
   PTE_WRITTEN,
 } from "./pte.ts";
-import { INDEX_END, radixFind, radixStretches, TABLE_SHARED } from "./radix.ts";
+import { loadPte } from "./pageTables.ts";
+import { INDEX_END, radixStretches, TABLE_SHARED } from "./radix.ts";
 import { releaseMappings } from "./rmap.ts";
 import { eachTlbEntry, type SpaceCore } from "./spaceCore.ts";
 import { allVmas, fileIndexOf, findVma, vmaAnon, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
@@ -107,8 +108,7 @@ function foundEntries(mm: Mm, pfn: number): number {
   const mappings = anonMappingsOf(mm, pfn);
   const places = new Set<string>();
   for (const { space, vpn } of mappings) {
-    const entry = radixFind(mm.agent.words, mm.spaceAt(space).pgd, vpn);
-    const pte = entry === 0 ? 0 : Atomics.load(mm.agent.words, entry);
+    const pte = loadPte(mm.spaceAt(space), vpn);
     if (isValid(pte) && pfnOfPte(pte) === pfn) places.add(`${space} ${vpn}`);
   }
   const unique = new Set(mappings.map(({ space, vpn }) => `${space} ${vpn}`)).size === mappings.length;
@@ -177,12 +177,11 @@ function checkFamilies(mm: Mm, { vmas }: AnonCounts): string | undefined {
 
 /** T1 and T2: what this agent's TLB says is what the page table says. */
 function checkTlb(space: SpaceCore): string | undefined {
-  const { agent, pgd } = space;
+  const { agent } = space;
   if (agent.wanted) return undefined;
   let wrong: string | undefined;
   eachTlbEntry(space, (vpn, pfn, write) => {
-    const entry = radixFind(agent.words, pgd, vpn);
-    const pte = entry === 0 ? 0 : Atomics.load(agent.words, entry);
+    const pte = loadPte(space, vpn);
     const right =
       isValid(pte) &&
       pfnOfPte(pte) === pfn &&

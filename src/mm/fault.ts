@@ -77,7 +77,7 @@ import {
   PTE_WRITTEN,
 } from "./pte.ts";
 import { radixFind } from "./radix.ts";
-import { ensureEntry, loadPte } from "./pageTables.ts";
+import { ensureEntry, loadPte, noTables } from "./pageTables.ts";
 import { allocFrameOp } from "./reclaim.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
@@ -385,13 +385,7 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
       if (result === FAULT_MAPERR) throw new SegvError("access", address, "SEGV_MAPERR");
       if (result === FAULT_ACCERR) throw new SegvError("access", address, "SEGV_ACCERR");
       if (result === FAULT_BUS) throw new BusError("access", address, "the file ends before this page");
-      if (result === FAULT_ARENA) {
-        throw new MmError(
-          "ENOMEM",
-          "access",
-          "the arena has no room for page tables; create the memory with a larger arena",
-        );
-      }
+      if (result === FAULT_ARENA) throw noTables("access");
       if (result === FAULT_MAPPED) {
         throw new MmError(
           "ENOMEM",

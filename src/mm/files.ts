@@ -3,7 +3,7 @@
  *
  * A file lives while it has users: open handles, vmas, operations under way. The last one gone, its pages leave the cache.
  */
-import { MmError } from "../errors.ts";
+import { arenaFull, MmError } from "../errors.ts";
 import { type Op, runAsync } from "../sched/index.ts";
 import { type Backing, MEMORY_KIND } from "./backing.ts";
 import {
@@ -46,7 +46,7 @@ function createFile(mm: Mm, size: number, kind: number, rights: number): File {
   const root = createRadix(agent, mm.heap);
   if (root === 0) {
     mm.free(file, FL_WORDS);
-    throw new MmError("ENOMEM", "openFile", "the arena is full; create the memory with a larger arena");
+    throw arenaFull("openFile");
   }
   Atomics.store(w, file + FL_ID, mm.nextId());
   Atomics.store(w, file + FL_ROOT, root);

@@ -22,7 +22,7 @@
  *
  * Lock order: mmapLock of the parent (write) > folio lock (tried only) > file lock > heap. Nobody uses the child yet.
  */
-import { MmError } from "../errors.ts";
+import { arenaFull, MmError } from "../errors.ts";
 import { itPredecessor, itStart, itSuccessor, PG_ANON, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
@@ -330,7 +330,7 @@ function bequeath(space: SpaceCore, child: SpaceCore, heir: Heir): void {
   const anon = inherits ? createAnon(mm, kind.anon) : (0 as AnonVma);
   if (inherits && anon === 0) {
     freeVma(child, vma);
-    throw new MmError("ENOMEM", "fork", "the arena is full; create the memory with a larger arena");
+    throw arenaFull("fork");
   }
   changeVmas(child, () => insertVma(child, vma, heir.start, heir.end, { ...kind, flags, anon }));
   if (anon !== 0) dropAnon(mm, anon); // the vma's use is the one that stays

@@ -14,7 +14,7 @@
  *
  * Lock order: mmapLock > folio lock > file lock > heap.
  */
-import { MmError } from "../errors.ts";
+import { arenaFull, MmError } from "../errors.ts";
 import { PG_ANON, PG_LAZYFREE, ZERO_PFN } from "../memory/index.ts";
 import { MmuNotifierEvent } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
@@ -191,8 +191,7 @@ function* freeOp(space: SpaceCore, part: Part): Op<void> {
 
 function* installGuardsOp(space: SpaceCore, part: Part): Op<void> {
   refuseLocked(space, part);
-  if (prepareAnon(space, part.vma) === 0)
-    throw new MmError("ENOMEM", "madvise", "the arena is full; create the memory with a larger arena");
+  if (prepareAnon(space, part.vma) === 0) throw arenaFull("madvise");
   Atomics.or(space.agent.words, part.vma + VMA_FLAGS, VM_MAYBE_GUARD);
   while (!tryInstallGuards(space, part)) yield* clearPartOp(space, part);
 }

@@ -1,5 +1,5 @@
 /** PhysicalMemory: frames and arena, one per application, and an agent's membership in it. */
-import { MmError } from "../errors.ts";
+import { arenaFull, MmError } from "../errors.ts";
 import {
   CLUSTER_BYTES,
   allocWords,
@@ -343,8 +343,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
       throw new MmError("EINVAL", "allocShared", "bytes must be a whole number above 0");
     const words = Math.ceil(bytes / 4);
     const at = allocWords(this.agent, this.mm.heap, words);
-    if (at === 0)
-      throw new MmError("ENOMEM", "allocShared", "the arena is full; create the memory with a larger arena");
+    if (at === 0) throw arenaFull("allocShared");
     return this.agent.words.subarray(at, at + words);
   }
 

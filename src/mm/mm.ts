@@ -2,7 +2,7 @@
  * One agent's way to the mm row: constants of the memory, its counters, the spaces and files it has looked at.
  * Also the lists of all spaces and files, for the reaper, the checks and close().
  */
-import { MmError } from "../errors.ts";
+import { arenaFull, MmError } from "../errors.ts";
 import {
   allocWords,
   Frames,
@@ -184,8 +184,7 @@ export class Mm {
 
   alloc(words: number, operation: string): number {
     const at = allocWords(this.agent, this.heap, words);
-    if (at === 0)
-      throw new MmError("ENOMEM", operation, "the arena is full; create the memory with a larger arena");
+    if (at === 0) throw arenaFull(operation);
     return at;
   }
 

@@ -4,7 +4,7 @@
  * A read brings in a whole cluster of the file, into frames that lie together where there are any, so that reclaim and
  * spans find it in one piece. No lock is held when it begins; the pages are locked while they are read.
  */
-import { BusError, MmError } from "../errors.ts";
+import { arenaFull, BusError } from "../errors.ts";
 import { PG_UPTODATE } from "../memory/index.ts";
 import { type Op, start, waitOp } from "../sched/index.ts";
 import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
@@ -25,8 +25,7 @@ export function* getPageOp(file: FileCore, index: number, address: number): Op<n
     if (present !== 0) return present;
     if (index >= file.pages) throw new BusError("access", address, "the file ends before this page");
     const entry = radixEnsure(agent, file.mm.heap, file.root, index);
-    if (entry === 0)
-      throw new MmError("ENOMEM", "access", "the arena is full; create the memory with a larger arena");
+    if (entry === 0) throw arenaFull("access");
     const value = Atomics.load(agent.words, entry);
     if (value === 0) {
       yield* readAroundOp(file, index, address);

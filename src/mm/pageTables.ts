@@ -43,7 +43,6 @@ import {
   INDEX_END,
   LEAF_ENTRIES,
   radixEnsure,
-  radixFind,
   radixPointer,
   radixStretches,
   TABLE_SHARED,
@@ -272,13 +271,9 @@ export function hasTables(space: SpaceCore, start: number, end: number): boolean
 
 /** How many of the pages from `vpn` on, `most` at most, are mapped one after the other. A hint; never waits. */
 export function presentPages(space: SpaceCore, vpn: number, most: number): number {
-  const w = space.agent.words;
   useSpace(space, "mirror");
   try {
-    for (let k = 0; k < most; k++) {
-      const entry = radixFind(w, space.pgd, vpn + k);
-      if (entry === 0 || !isValid(Atomics.load(w, entry))) return k;
-    }
+    for (let k = 0; k < most; k++) if (!isValid(loadPte(space, vpn + k))) return k;
     return most;
   } finally {
     unuseSpace(space);

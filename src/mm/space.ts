@@ -1,5 +1,5 @@
 /** AddressSpace: what users see of a space. Linux: the mm_struct of a process, through its system calls. */
-import { isMmError, MmError } from "../errors.ts";
+import { arenaFull, isMmError, MmError } from "../errors.ts";
 import { allocWords, itLowest, itSuccessor, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { createSubscriptions, Notifiers, type NotifierSpace, type Subs } from "../notifier/index.ts";
 import { checkLiveness, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
@@ -708,7 +708,7 @@ export function createSpaceRecord(mm: Mm, state: number): Space {
     if (pgd !== 0) destroyRadix(agent, heap, pgd);
     if (slot !== 0) mm.free(slot, spaceWords(maxAgents));
     mm.uncountSpace();
-    throw new MmError("ENOMEM", "createSpace", "the arena is full; create the memory with a larger arena");
+    throw arenaFull("createSpace");
   }
   Atomics.store(w, slot + SP_ID, id);
   Atomics.store(w, slot + SP_PGD, pgd);

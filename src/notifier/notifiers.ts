@@ -2,7 +2,7 @@
  * The notifiers of one space, as users and primary MMUs see them. Linux: include/linux/mmu_notifier.h.
  * Registration lives here; the state machine in subscriptions.ts, the calls in delivery.ts.
  */
-import { isMmError, MmError } from "../errors.ts";
+import { arenaFull, isMmError, MmError } from "../errors.ts";
 import { allocWords, createLocalArena, heapOf, itFirst, itLast, itNext, itStart } from "../memory/index.ts";
 import {
   type Agent,
@@ -303,8 +303,7 @@ export class Notifiers {
     const pages = accessed ? Math.ceil(accessed.length / 2 ** this.#pageShift) : 0;
     if (accessed) checkAccessed(accessed, pages, 2 ** this.#pageShift, w);
     const ln = allocListNotifier(this.context);
-    if (ln === 0)
-      throw new MmError("ENOMEM", "register", "the arena is full; create the memory with a larger arena");
+    if (ln === 0) throw arenaFull("register");
     Atomics.store(w, ln + LN_OWNER, agent.ownerId);
     Atomics.store(w, ln + LN_SUBS, subs);
     Atomics.store(w, ln + LN_OPS, implemented(notifier.ops));

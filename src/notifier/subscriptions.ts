@@ -22,7 +22,7 @@
  *
  * Lock order: SUBS_LOCK is a spinlock inside everything but the heap; no callback runs under it.
  */
-import { MmError } from "../errors.ts";
+import { arenaFull, MmError } from "../errors.ts";
 import {
   allocWords,
   checkIntervalTree,
@@ -310,8 +310,7 @@ export function insertInterval(c: SubsContext, start: number, last: number): Int
   const { agent, subs } = c;
   const w = agent.words;
   const node = allocWords(agent, c.heap, IV_WORDS) as Interval;
-  if (node === 0)
-    throw new MmError("ENOMEM", "insert", "the arena is full; create the memory with a larger arena");
+  if (node === 0) throw arenaFull("insert");
   itSet(agent, node, start, last);
   Atomics.store(w, node + IV_OWNER, agent.ownerId);
   Atomics.store(w, node + IV_SUBS, subs);
