@@ -20,6 +20,7 @@ const publishedEntries = {
   sync: "src/syncEntry.ts",
   program: "src/programEntry.ts",
   check: "src/checkEntry.ts",
+  webgpu: "src/webgpuEntry.ts",
   cli: "src/cli/main.ts",
   mirrorWorker: "src/cli/mirrorWorker.ts",
   streamWorker: "src/cli/streamWorker.ts",

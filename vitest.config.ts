@@ -37,6 +37,17 @@ const config: ViteUserConfig = defineConfig({
         },
       },
       {
+        // Dawn, in processes of its own: a crash of the driver takes one file with it.
+        test: {
+          name: "webgpu",
+          include: ["test/webgpu/**/*.test.ts"],
+          pool: "forks",
+          fileParallelism: false,
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+      {
         test: {
           name: "package",
           include: ["test/package/**/*.test.ts"],

@@ -20,7 +20,8 @@ interface PackageJson {
   bin: Record<string, string>;
   dependencies?: unknown;
   optionalDependencies?: unknown;
-  peerDependencies?: unknown;
+  peerDependencies?: Record<string, string>;
+  peerDependenciesMeta?: Record<string, { optional?: boolean }>;
   bundleDependencies?: unknown;
 }
 
@@ -67,7 +68,9 @@ describe("contents", () => {
   test("there is no runtime dependency", () => {
     expect(manifest.dependencies).toBeUndefined();
     expect(manifest.optionalDependencies).toBeUndefined();
-    expect(manifest.peerDependencies).toBeUndefined();
+    for (const peer of Object.keys(manifest.peerDependencies ?? {})) {
+      expect(manifest.peerDependenciesMeta?.[peer]?.optional, peer).toBe(true);
+    }
     expect(manifest.bundleDependencies).toBeUndefined();
   });
 

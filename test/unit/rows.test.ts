@@ -33,6 +33,7 @@ const ENTRIES = [
   "notifierEntry.ts",
   "programEntry.ts",
   "checkEntry.ts",
+  "webgpuEntry.ts",
 ];
 
 interface Import {

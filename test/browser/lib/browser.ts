@@ -27,6 +27,14 @@ const ARGUMENTS = [
   "--disable-sync",
 ];
 
+/** WebGPU on SwiftShader, the GPU in software that Chromium brings. */
+const GPU_ARGUMENTS = [
+  ...ARGUMENTS.filter((argument) => argument !== "--disable-gpu"),
+  "--enable-unsafe-webgpu",
+  "--use-webgpu-adapter=swiftshader",
+  "--enable-features=Vulkan",
+];
+
 export interface Pages {
   /** A page that is loaded and has its globals. Closed after the test, which fails if anything went wrong unheard in it. */
   open(options?: { isolated?: boolean }): Promise<Page>;
@@ -35,13 +43,14 @@ export interface Pages {
 }
 
 /** Starts Chromium for the tests of this file. They are skipped where there is none, but not in continuous integration. */
-export function usePages(): Pages {
+export function usePages({ gpu = false }: { gpu?: boolean } = {}): Pages {
   let browser: Browser | undefined;
   const sites = new Map<boolean, Site>();
   const opened: { page: Page; problems: string[] }[] = [];
 
   beforeAll(async () => {
-    if (executablePath) browser = await chromium.launch({ executablePath, args: ARGUMENTS });
+    if (executablePath)
+      browser = await chromium.launch({ executablePath, args: gpu ? GPU_ARGUMENTS : ARGUMENTS });
     else if (process.env["CI"]) throw new Error(MISSING);
   });
   beforeEach((context) => context.skip(!browser, MISSING));

@@ -10,6 +10,7 @@ const BUILT: Readonly<Record<string, string>> = {
   "/src/index.ts": "/dist/index.js",
   "/src/notifier/index.ts": "/dist/notifier.js",
   "/src/syncEntry.ts": "/dist/sync.js",
+  "/src/webgpuEntry.ts": "/dist/webgpu.js",
 };
 const SERVED = /^\/(?:dist|test\/browser\/pages)\/[\w-]+\.(html|js|ts)$/;
 const TYPES: Readonly<Record<string, string>> = {

@@ -1,0 +1,6 @@
+/**
+ * Entry `bifolio/webgpu`: mirrors of an address space in the memory of a GPU. The caller brings the GPUDevice: a
+ * browser's, or that of the npm package `webgpu` in Node.
+ */
+/// <reference types="@webgpu/types" />
+export {};
