@@ -27,7 +27,26 @@ export {
 } from "./space.ts";
 export type { WaitResult } from "./waitWord.ts";
 // For the rows above.
+export {
+  createDevice,
+  destroyDevice,
+  type DeviceCopy,
+  type DeviceCore,
+  deviceOf,
+  type DeviceOps,
+} from "./device.ts";
+export { releaseExclusive, takeExclusiveOp } from "./exclusive.ts";
 export { faultOp } from "./fault.ts";
+export {
+  detachedOp,
+  evictDeviceOp,
+  type Moved,
+  poisonOp,
+  toDeviceOp,
+  toMemoryOp,
+  waitMovedOp,
+} from "./migrate.ts";
+export { readingOp } from "./ranges.ts";
 export { usingOp } from "./lifetime.ts";
 export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
 export { presentPages } from "./pageTables.ts";

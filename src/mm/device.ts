@@ -1,0 +1,294 @@
+/**
+ * Memory that only a device can address: its pages, who copies them, and what is left of them when it is gone. Linux:
+ * struct dev_pagemap with MEMORY_DEVICE_PRIVATE, struct page of ZONE_DEVICE.
+ *
+ * A page of a device has a number behind those of frames and a record like theirs, but no bytes here. It is mapped by
+ * device-private entries. Only the agent that made the device can copy its pages; others ask that one.
+ *
+ * Invariants
+ *   D1  Devices have disjoint numbers. A device's record stays while one of its pages is in use.
+ *   D2  Whoever has a reference to a page of a device finds the device.
+ *
+ * Lock order: mmapLock > folio lock > MM_LOCK.
+ */
+import { isMmError, MmError } from "../errors.ts";
+import type { HostEffect, Message, Op } from "../sched/index.ts";
+import { MSG_ARG0, MSG_ARG1, MSG_ARG2 } from "../sched/index.ts";
+import { lockSpin, unlockSpin } from "../sync/index.ts";
+import { askOp } from "./ask.ts";
+import { textOf } from "./fileIo.ts";
+import {
+  type Device,
+  DEVICE_LIVE,
+  DEVICE_LOST,
+  DV_AROUND,
+  DV_FIRST,
+  DV_ID,
+  DV_NEXT,
+  DV_OPENER,
+  DV_OWNER,
+  DV_PAGES,
+  DV_STATE,
+  DV_WORDS,
+  MESSAGE_COPY_OUT,
+  MM_DEVICES,
+  MM_LOCK,
+} from "./layout.ts";
+import type { Mm } from "./mm.ts";
+
+/** One page that is copied. */
+export interface DeviceCopy {
+  /** Which of the device's pages, from 0 on. */
+  readonly page: number;
+  /** The frame's bytes, one page; into a device undefined for a page of zeros. Used until the copy is done, never later. */
+  readonly bytes: Uint8Array | undefined;
+}
+
+/**
+ * How pages get into a device and out of it. Each in one form at least; the one that waits can be used only where the
+ * agent that has the device does not block. A failure leaves the pages where they were. Linux: what a driver does between
+ * migrate_vma_setup() and migrate_vma_pages(), and dev_pagemap_ops.migrate_to_ram.
+ */
+export interface DeviceOps {
+  readonly copyIn?: (pages: readonly DeviceCopy[]) => Promise<void>;
+  readonly copyInSync?: (pages: readonly DeviceCopy[]) => void;
+  readonly copyOut?: (pages: readonly DeviceCopy[]) => Promise<void>;
+  readonly copyOutSync?: (pages: readonly DeviceCopy[]) => void;
+}
+
+/** Pages of devices come in groups of so many: one word of the bitmap of free ones. */
+const GROUP = 32;
+
+/** One agent's way to a device. */
+export class DeviceCore {
+  readonly mm: Mm;
+  readonly slot: Device;
+  readonly id: number;
+  /** Number of its first page. */
+  readonly first: number;
+  readonly pages: number;
+  readonly owner: number;
+  /** Most pages that one access brings back. */
+  readonly around: number;
+
+  constructor(mm: Mm, slot: Device) {
+    const field = (k: number): number => Atomics.load(mm.agent.words, slot + k);
+    this.mm = mm;
+    this.slot = slot;
+    this.id = field(DV_ID);
+    this.first = field(DV_FIRST);
+    this.pages = field(DV_PAGES);
+    this.owner = field(DV_OWNER);
+    this.around = field(DV_AROUND);
+  }
+
+  has(pfn: number): boolean {
+    return pfn >= this.first && pfn < this.first + this.pages;
+  }
+
+  /** This agent made it. */
+  get mine(): boolean {
+    return Atomics.load(this.mm.agent.words, this.slot + DV_OPENER) === this.mm.agent.ownerId;
+  }
+
+  get lost(): boolean {
+    return Atomics.load(this.mm.agent.words, this.slot + DV_STATE) === DEVICE_LOST;
+  }
+
+  set lost(lost: boolean) {
+    Atomics.store(this.mm.agent.words, this.slot + DV_STATE, lost ? DEVICE_LOST : DEVICE_LIVE);
+  }
+
+  get free(): number {
+    return this.mm.frames.freeDevicePages(this.first, this.pages);
+  }
+
+  /** Numbers of the pages that are in use now. */
+  used(): number[] {
+    const { frames } = this.mm;
+    const numbers: number[] = [];
+    for (let pfn = this.first; pfn < this.first + this.pages; pfn++)
+      if (frames.refcount(pfn) !== 0) numbers.push(pfn);
+    return numbers;
+  }
+}
+
+/** Makes a device of `pages` pages, rounded up to a multiple of 32, that this agent has. Errors: ENOMEM. */
+export function createDevice(
+  mm: Mm,
+  { pages, owner, around, ops }: { pages: number; owner: number; around: number; ops: DeviceOps },
+): DeviceCore {
+  const { agent, frames } = mm;
+  const w = agent.words;
+  const wanted = Math.ceil(pages / GROUP) * GROUP;
+  const slot = mm.alloc(DV_WORDS, "createDeviceMemory") as Device;
+  lockSpin(agent, mm.header + MM_LOCK);
+  const first = findNumbers(mm, wanted);
+  if (first !== 0) {
+    Atomics.store(w, slot + DV_ID, mm.nextId());
+    Atomics.store(w, slot + DV_STATE, DEVICE_LIVE);
+    Atomics.store(w, slot + DV_FIRST, first);
+    Atomics.store(w, slot + DV_PAGES, wanted);
+    Atomics.store(w, slot + DV_OPENER, agent.ownerId);
+    Atomics.store(w, slot + DV_OWNER, owner);
+    Atomics.store(w, slot + DV_AROUND, around);
+    frames.addDevicePages(first, wanted);
+    Atomics.store(w, slot + DV_NEXT, Atomics.load(w, mm.header + MM_DEVICES));
+    Atomics.store(w, mm.header + MM_DEVICES, slot);
+  }
+  unlockSpin(agent, mm.header + MM_LOCK);
+  if (first === 0) {
+    mm.free(slot, DV_WORDS);
+    throw new MmError(
+      "ENOMEM",
+      "createDeviceMemory",
+      `there are not ${wanted} pages left for devices; create the memory with a larger deviceMemory`,
+    );
+  }
+  mm.deviceOps.set(slot, ops);
+  return new DeviceCore(mm, slot);
+}
+
+/** Numbers that no device has, 0 if there are not that many. Preconditions: MM_LOCK held. */
+function findNumbers(mm: Mm, pages: number): number {
+  const w = mm.agent.words;
+  const { deviceFirst, devicePages } = mm.frames;
+  const taken = listDevices(mm)
+    .map((slot) => [Atomics.load(w, slot + DV_FIRST), Atomics.load(w, slot + DV_PAGES)] as const)
+    .sort((a, b) => a[0] - b[0]);
+  let at = deviceFirst;
+  for (const [first, count] of taken) {
+    if (at + pages <= first) break;
+    at = first + count;
+  }
+  return at + pages <= deviceFirst + devicePages ? at : 0;
+}
+
+function listDevices(mm: Mm): Device[] {
+  const w = mm.agent.words;
+  const slots: Device[] = [];
+  for (let slot = Atomics.load(w, mm.header + MM_DEVICES); slot !== 0; slot = Atomics.load(w, slot + DV_NEXT))
+    slots.push(slot as Device);
+  return slots;
+}
+
+/** Ends a device. Preconditions: this agent made it, and none of its pages is in use. */
+export function destroyDevice(device: DeviceCore): void {
+  const { mm, slot } = device;
+  const { agent } = mm;
+  const w = agent.words;
+  lockSpin(agent, mm.header + MM_LOCK);
+  let at = mm.header + MM_DEVICES;
+  while (Atomics.load(w, at) !== slot) at = Atomics.load(w, at) + DV_NEXT;
+  Atomics.store(w, at, Atomics.load(w, slot + DV_NEXT));
+  mm.frames.removeDevicePages(device.first, device.pages);
+  unlockSpin(agent, mm.header + MM_LOCK);
+  mm.deviceOps.delete(slot);
+  mm.free(slot, DV_WORDS);
+}
+
+/** The device that has a page. Preconditions: D2. */
+export function deviceOf(mm: Mm, pfn: number): DeviceCore {
+  const { agent } = mm;
+  lockSpin(agent, mm.header + MM_LOCK);
+  const found = listDevices(mm)
+    .map((slot) => new DeviceCore(mm, slot))
+    .find((device) => device.has(pfn));
+  unlockSpin(agent, mm.header + MM_LOCK);
+  return found!;
+}
+
+/** Who asks finds the devices of an agent that has died lost. */
+export function reapDevices(mm: Mm, ownerId: number): void {
+  const { agent } = mm;
+  lockSpin(agent, mm.header + MM_LOCK);
+  for (const slot of listDevices(mm))
+    if (Atomics.load(agent.words, slot + DV_OPENER) === ownerId)
+      Atomics.store(agent.words, slot + DV_STATE, DEVICE_LOST);
+  unlockSpin(agent, mm.header + MM_LOCK);
+}
+
+// ---- copies ---------------------------------------------------------------------------------------------------------
+
+/** A page of a device and the frame that its bytes come from or go to; 0: zeros. */
+export interface CopyPair {
+  readonly device: number;
+  readonly frame: number;
+}
+
+function copyEffect(device: DeviceCore, pairs: readonly CopyPair[], out: boolean): HostEffect {
+  const { mm } = device;
+  const ops = mm.deviceOps.get(device.slot)!;
+  const pages = pairs.map((pair) => ({
+    page: pair.device - device.first,
+    bytes: pair.frame === 0 ? undefined : mm.frames.bytesOf(pair.frame),
+  }));
+  const sync = out ? ops.copyOutSync : ops.copyInSync;
+  const start = out ? ops.copyOut : ops.copyIn;
+  return {
+    kind: "host",
+    what: `a copy ${out ? "from" : "to"} device ${device.id}`,
+    sync: sync && ((): void => sync(pages)),
+    start: async () => (start ? start(pages) : sync!(pages)),
+  };
+}
+
+/** Copies frames to pages of a device. Errors: those of the device, as they are. Preconditions: the device is this agent's. */
+export function* copyInOp(device: DeviceCore, pairs: readonly CopyPair[]): Op<void> {
+  yield copyEffect(device, pairs, false);
+}
+
+/** Copies pages of a device to frames. Errors: those of the device, as they are; EIO if its agent is gone. */
+export function* copyOutOp(device: DeviceCore, pairs: readonly CopyPair[]): Op<void> {
+  const { mm } = device;
+  if (device.lost) throw new MmError("EIO", "access", `device ${device.id} is lost`);
+  if (device.mine) {
+    yield copyEffect(device, pairs, true);
+    return;
+  }
+  const words = pairs.length * 2;
+  const list = mm.alloc(words, "access");
+  pairs.forEach((pair, k) => {
+    Atomics.store(mm.agent.words, list + 2 * k, pair.device);
+    Atomics.store(mm.agent.words, list + 2 * k + 1, pair.frame);
+  });
+  try {
+    yield* askOp(mm, {
+      owner: Atomics.load(mm.agent.words, device.slot + DV_OPENER),
+      kind: MESSAGE_COPY_OUT,
+      args: [device.slot, list, pairs.length, 0],
+      what: `a copy from device ${device.id}`,
+      because: `has device ${device.id}`,
+    });
+  } catch (error) {
+    // Else it may not have been answered yet.
+    if (isMmError(error, "EIO") || isMmError(error, "EAGAIN")) mm.free(list, words);
+    throw error;
+  }
+  mm.free(list, words);
+}
+
+/** Serves other agents' accesses to pages of the devices that this agent has. */
+export function serveDevices(mm: Mm, start: (op: Op<void>, settled: (error: unknown) => void) => void): void {
+  const { agent } = mm;
+  const w = agent.words;
+  agent.handle(MESSAGE_COPY_OUT, (m: Message): true => {
+    const slot = Atomics.load(w, m + MSG_ARG0) as Device;
+    const list = Atomics.load(w, m + MSG_ARG1);
+    const pairs = Array.from({ length: Atomics.load(w, m + MSG_ARG2) }, (_, k) => ({
+      device: Atomics.load(w, list + 2 * k),
+      frame: Atomics.load(w, list + 2 * k + 1),
+    }));
+    const effect = copyEffect(new DeviceCore(mm, slot), pairs, true);
+    start(
+      (function* (): Op<void> {
+        yield { ...effect, owed: true };
+      })(),
+      (error) => {
+        if (error !== undefined) agent.setMessageText(m, textOf(error));
+        agent.finishMessage(m);
+      },
+    );
+    return true;
+  });
+}
