@@ -46,8 +46,20 @@ export {
   toMemoryOp,
   waitMovedOp,
 } from "./migrate.ts";
-export { readingOp } from "./ranges.ts";
+export { readingOp, readingPlainOp } from "./ranges.ts";
+export { VM_READ, VM_WRITE } from "./layout.ts";
+export { findVma, vmaEnd, vmaFlags } from "./vma.ts";
 export { usingOp } from "./lifetime.ts";
-export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
+export {
+  isValid,
+  kindOfPte,
+  pfnOfPte,
+  PTE_DEVICE_PRIVATE,
+  PTE_GUARD,
+  PTE_MIGRATION,
+  PTE_POISON,
+  PTE_READ,
+  PTE_WRITE,
+} from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
 export { loadPte } from "./pageTables.ts";

@@ -481,6 +481,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     for (const forget of this.#adopted) forget();
     this.#adopted.clear();
     this.agent.leave();
+    reapDevices(this.mm, this.agent.ownerId);
     this.mm.pins.dropAll();
     // Other agents may end spaces meanwhile: their subscriptions stay until we have looked through them.
     const held = this.mm.useAllSpaces();
