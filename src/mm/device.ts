@@ -46,7 +46,8 @@ export interface DeviceCopy {
 
 /**
  * How pages get into a device and out of it. Each in one form at least; the one that waits can be used only where the
- * agent that has the device does not block. A failure leaves the pages where they were. Linux: what a driver does between
+ * agent that has the device does not block. A failure leaves the pages where they were. copyOut() drops the device's own
+ * translations of the pages before it copies them: nothing else tells the device that they go. Linux: what a driver does between
  * migrate_vma_setup() and migrate_vma_pages(), and dev_pagemap_ops.migrate_to_ram.
  */
 export interface DeviceOps {
