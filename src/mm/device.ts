@@ -13,7 +13,7 @@
  */
 import { isMmError, MmError } from "../errors.ts";
 import type { HostEffect, Message, Op } from "../sched/index.ts";
-import { MSG_ARG0, MSG_ARG1, MSG_ARG2 } from "../sched/index.ts";
+import { loopOf, MSG_ARG0, MSG_ARG1, MSG_ARG2 } from "../sched/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { askOp } from "./ask.ts";
 import { textOf } from "./fileIo.ts";
@@ -147,6 +147,8 @@ export function createDevice(
     );
   }
   mm.deviceOps.set(slot, ops);
+  // Others may ask for pages at any time.
+  loopOf(agent).listen();
   return new DeviceCore(mm, slot);
 }
 
@@ -185,6 +187,7 @@ export function destroyDevice(device: DeviceCore): void {
   mm.frames.removeDevicePages(device.first, device.pages);
   unlockSpin(agent, mm.header + MM_LOCK);
   mm.deviceOps.delete(slot);
+  loopOf(agent).release();
   mm.free(slot, DV_WORDS);
 }
 
