@@ -3,7 +3,8 @@
  * struct dev_pagemap with MEMORY_DEVICE_PRIVATE, struct page of ZONE_DEVICE.
  *
  * A page of a device has a number behind those of frames and a record like theirs, but no bytes here. It is mapped by
- * device-private entries. Only the agent that made the device can copy its pages; others ask that one.
+ * device-private entries. Only the agent that made the device moves its pages; others ask that one, and hold nothing
+ * meanwhile: an agent that dies while it waits for a page takes nothing with it.
  *
  * Invariants
  *   D1  Devices have disjoint numbers. A device's record stays while one of its pages is in use.
@@ -11,12 +12,9 @@
  *
  * Lock order: mmapLock > folio lock > MM_LOCK.
  */
-import { isMmError, MmError } from "../errors.ts";
-import type { HostEffect, Message, Op } from "../sched/index.ts";
-import { loopOf, MSG_ARG0, MSG_ARG1, MSG_ARG2 } from "../sched/index.ts";
+import { MmError } from "../errors.ts";
+import { type HostEffect, loopOf, type Op } from "../sched/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
-import { askOp } from "./ask.ts";
-import { textOf } from "./fileIo.ts";
 import {
   type Device,
   DEVICE_LIVE,
@@ -30,7 +28,6 @@ import {
   DV_PAGES,
   DV_STATE,
   DV_WORDS,
-  MESSAGE_COPY_OUT,
   MM_DEVICES,
   MM_LOCK,
 } from "./layout.ts";
@@ -87,9 +84,13 @@ export class DeviceCore {
     return pfn >= this.first && pfn < this.first + this.pages;
   }
 
-  /** This agent made it. */
+  /** Owner id of the agent that made it. */
+  get opener(): number {
+    return Atomics.load(this.mm.agent.words, this.slot + DV_OPENER);
+  }
+
   get mine(): boolean {
-    return Atomics.load(this.mm.agent.words, this.slot + DV_OPENER) === this.mm.agent.ownerId;
+    return this.opener === this.mm.agent.ownerId;
   }
 
   get lost(): boolean {
@@ -242,57 +243,8 @@ export function* copyInOp(device: DeviceCore, pairs: readonly CopyPair[]): Op<vo
   yield copyEffect(device, pairs, false);
 }
 
-/** Copies pages of a device to frames. Errors: those of the device, as they are; EIO if its agent is gone. */
+/** Copies pages of a device to frames. Errors: those of the device, as they are; EIO if it is lost. Preconditions: as copyInOp(). */
 export function* copyOutOp(device: DeviceCore, pairs: readonly CopyPair[]): Op<void> {
-  const { mm } = device;
   if (device.lost) throw new MmError("EIO", "access", `device ${device.id} is lost`);
-  if (device.mine) {
-    yield copyEffect(device, pairs, true);
-    return;
-  }
-  const words = pairs.length * 2;
-  const list = mm.alloc(words, "access");
-  pairs.forEach((pair, k) => {
-    Atomics.store(mm.agent.words, list + 2 * k, pair.device);
-    Atomics.store(mm.agent.words, list + 2 * k + 1, pair.frame);
-  });
-  try {
-    yield* askOp(mm, {
-      owner: Atomics.load(mm.agent.words, device.slot + DV_OPENER),
-      kind: MESSAGE_COPY_OUT,
-      args: [device.slot, list, pairs.length, 0],
-      what: `a copy from device ${device.id}`,
-      because: `has device ${device.id}`,
-    });
-  } catch (error) {
-    // Else it may not have been answered yet.
-    if (isMmError(error, "EIO") || isMmError(error, "EAGAIN")) mm.free(list, words);
-    throw error;
-  }
-  mm.free(list, words);
-}
-
-/** Serves other agents' accesses to pages of the devices that this agent has. */
-export function serveDevices(mm: Mm, start: (op: Op<void>, settled: (error: unknown) => void) => void): void {
-  const { agent } = mm;
-  const w = agent.words;
-  agent.handle(MESSAGE_COPY_OUT, (m: Message): true => {
-    const slot = Atomics.load(w, m + MSG_ARG0) as Device;
-    const list = Atomics.load(w, m + MSG_ARG1);
-    const pairs = Array.from({ length: Atomics.load(w, m + MSG_ARG2) }, (_, k) => ({
-      device: Atomics.load(w, list + 2 * k),
-      frame: Atomics.load(w, list + 2 * k + 1),
-    }));
-    const effect = copyEffect(new DeviceCore(mm, slot), pairs, true);
-    start(
-      (function* (): Op<void> {
-        yield { ...effect, owed: true };
-      })(),
-      (error) => {
-        if (error !== undefined) agent.setMessageText(m, textOf(error));
-        agent.finishMessage(m);
-      },
-    );
-    return true;
-  });
+  yield copyEffect(device, pairs, true);
 }

@@ -171,7 +171,9 @@ export const MESSAGE_READ = 16; //  ARG0 file, ARG1 first frame, ARG2 frames, AR
 export const MESSAGE_WRITE = 17; // the same
 export const MESSAGE_FLUSH = 18; // ARG0 file
 export const MESSAGE_TRUNCATE = 19; // ARG0 file; to the size that its record has
-export const MESSAGE_COPY_OUT = 20; // ARG0 device, ARG1 words with its page and a frame each, ARG2 how many pages
+export const MESSAGE_BRING_HOME = 20; // ARG0 space, ARG1 its id, ARG2 page; RESULT BROUGHT_*
+/** No frames are left for the page. */
+export const BROUGHT_NO_FRAMES = 1;
 
 export type Space = Slot<"space">;
 export type Vma = Slot<"vma">;

@@ -61,7 +61,8 @@ import {
 } from "./layout.ts";
 import { unuseSpace } from "./lifetime.ts";
 import { Mm } from "./mm.ts";
-import { reapDevices, serveDevices } from "./device.ts";
+import { reapDevices } from "./device.ts";
+import { serveDevices } from "./migrate.ts";
 import { serveFiles } from "./fileIo.ts";
 import { fileAt } from "./pageCache.ts";
 import { syncFileOp } from "./writeback.ts";

@@ -24,17 +24,31 @@
  * Lock order: folio locks of the pages (tried only) are held over waits for mmapLock, one space's at a time; so nobody
  * waits for a folio lock of an anonymous page under mmapLock.
  */
-import { MmError } from "../errors.ts";
+import { isMmError, MmError } from "../errors.ts";
 import { PG_ANON, PG_LAZYFREE, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { endOpenRange, makeRange, MmuNotifierEvent, openRange, type OpenRange } from "../notifier/index.ts";
-import { type Op, start, waitOp, wakeQueue } from "../sched/index.ts";
+import {
+  type Message,
+  MSG_ARG0,
+  MSG_ARG1,
+  MSG_ARG2,
+  MSG_RESULT,
+  type Op,
+  start,
+  waitOp,
+  wakeQueue,
+} from "../sched/index.ts";
 import { LockRank, lockdepAcquire, lockdepRelease, lockReadOp, unlockRead } from "../sync/index.ts";
+import { askOp } from "./ask.ts";
+import { textOf } from "./fileIo.ts";
 import { anonMappingsAt, dropAnon, holdAnonOf } from "./anonTree.ts";
 import { prepareAnon } from "./anonVma.ts";
 import { type CopyPair, copyInOp, copyOutOp, type DeviceCore, deviceOf } from "./device.ts";
 import {
   type AnonVma,
+  BROUGHT_NO_FRAMES,
   CT_EVENTS,
+  MESSAGE_BRING_HOME,
   type Pte,
   type Space,
   SP_FAULTQ,
@@ -352,7 +366,8 @@ function settledPte(space: SpaceCore, vma: Vma, to: number, migration: number): 
   if (space.mm.frames.isDevice(to)) return makeSpecial(to, PTE_DEVICE_PRIVATE, migration);
   const flags = vmaFlags(space, vma);
   const own = (migration & PTE_EXCLUSIVE) !== 0;
-  const writable = own && (migration & PTE_WRITE) !== 0 && (flags & VM_WRITE) !== 0;
+  // What mprotect took away meanwhile is gone from the entry, too.
+  const writable = own && (migration & PTE_WRITE) !== 0;
   return makePte(
     to,
     PTE_VALID |
@@ -717,11 +732,53 @@ function* bringPageOp(space: SpaceCore, vpn: number): Op<void> {
   } finally {
     frames.put(pfn);
   }
+  if (!device.mine) {
+    const result = yield* askOp(mm, {
+      owner: device.opener,
+      kind: MESSAGE_BRING_HOME,
+      args: [space.slot, space.id, vpn, 0],
+      what: `a page from device ${device.id}`,
+      because: `has device ${device.id}`,
+    });
+    if (result === BROUGHT_NO_FRAMES) throw noFrames();
+    return;
+  }
   const vma = findVmaRange(space, vpn);
   const first = Math.max(vma.first, Math.floor(vpn / device.around) * device.around);
   const end = Math.min(vma.end, first + device.around);
   const { failure } = yield* bringRangeOp(space, Math.min(first, vpn), Math.max(end, vpn + 1), device, false);
   if (failure !== undefined) throw failure as Error;
+}
+
+const noFrames = (): MmError =>
+  new MmError(
+    "ENOMEM",
+    "access",
+    "no frame is left for a page that is on a device; use a larger budget, or unmap something",
+  );
+
+/** Brings pages home for other agents, from the devices that this agent has. */
+export function serveDevices(mm: Mm, begin: (op: Op<void>, settled: (error: unknown) => void) => void): void {
+  const { agent } = mm;
+  const w = agent.words;
+  agent.handle(MESSAGE_BRING_HOME, (m: Message): true => {
+    const slot = Atomics.load(w, m + MSG_ARG0) as Space;
+    const id = Atomics.load(w, m + MSG_ARG1);
+    const vpn = Atomics.load(w, m + MSG_ARG2);
+    const bring = function* (): Op<void> {
+      // Whoever asked uses the space; but it may have died since, and the record be another's.
+      mm.protect(slot);
+      const space = mm.allSpaces().includes(slot) ? mm.spaceAt(slot) : undefined;
+      mm.unprotect();
+      if (space?.id === id) yield* usingOp(space, "access", () => bringPageOp(space, vpn));
+    };
+    begin(bring(), (error) => {
+      if (isMmError(error, "ENOMEM")) Atomics.store(w, m + MSG_RESULT, BROUGHT_NO_FRAMES);
+      else if (error !== undefined && !isMmError(error, "ESRCH")) agent.setMessageText(m, textOf(error));
+      agent.finishMessage(m);
+    });
+    return true;
+  });
 }
 
 /** Where the mapping of a page reaches, as far as that can be said without a lock; it is looked at again under it. */

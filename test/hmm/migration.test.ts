@@ -426,13 +426,48 @@ describe("a device that is lost", () => {
       ),
     ).toBeDefined();
     other.detach();
-    expect(await rejected(space.read(BASE, new Uint8Array(1)))).toMatchObject({ name: "BusError" });
+    const error = await rejected(space.read(BASE, new Uint8Array(1)));
+    expect(error).toMatchObject({ name: "BusError" });
+    expect(error?.message).toContain("the page is lost");
     await see(space, bytes.subarray(PAGE), 1);
     verify(memory);
   });
 });
 
 describe("pages that refuse", () => {
+  test("because somebody takes them up in a child, after they have gone from the parent", async () => {
+    const { memory, space, device } = await gated();
+    const bytes = await filled(space, 2);
+    const child = await space.fork();
+    await child.mmap(anonymous(1, { address: at(40), fixed: true }));
+    await child.write(at(40), new Uint8Array(1));
+    let go = (): void => {};
+    const hold = new Promise<void>((resolve) => (go = resolve));
+    const notifier = new MmuNotifier({
+      invalidateRangeStart: async (_, range) => {
+        if (range.start === at(40)) await hold;
+        return true;
+      },
+    });
+    await child.notifiers.register(notifier);
+    // Has the child's mmapLock until the callback is done.
+    const unmapping = child.munmap(at(40), PAGE);
+    const moving = migrateToDevice(device, space, { start: BASE, length: 2 * PAGE });
+    await turn();
+    expect(space.pagemap(BASE, PAGE)[0]).toMatchObject({ present: false, swapped: true });
+    const pin = await child.pin(BASE, PAGE, "r");
+    go();
+    await unmapping;
+    expect((await moving).map(({ address }) => address)).toEqual([at(1)]);
+    expectBytes(pin.spans[0]!, bytes.subarray(0, PAGE));
+    pin.unpin();
+    verify(memory);
+    await see(space, bytes);
+    await see(child, bytes);
+    await child.notifiers.unregister(notifier);
+    await child.exit();
+  });
+
   test("to be accepted, to be viewed, to be taken up by a device without room", async () => {
     const { memory, space, device } = await gated();
     const bytes = await filled(space, 70);
