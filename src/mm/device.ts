@@ -203,6 +203,18 @@ export function deviceOf(mm: Mm, pfn: number): DeviceCore {
   return found!;
 }
 
+/** Pages of all devices that hold something. */
+export function usedDevicePages(mm: Mm): number {
+  const { agent } = mm;
+  lockSpin(agent, mm.header + MM_LOCK);
+  const used = listDevices(mm).map((slot) => {
+    const device = new DeviceCore(mm, slot);
+    return device.pages - device.free;
+  });
+  unlockSpin(agent, mm.header + MM_LOCK);
+  return used.reduce((sum, pages) => sum + pages, 0);
+}
+
 /** Who asks finds the devices of an agent that has died lost. */
 export function reapDevices(mm: Mm, ownerId: number): void {
   const { agent } = mm;

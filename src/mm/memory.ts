@@ -61,7 +61,7 @@ import {
 } from "./layout.ts";
 import { unuseSpace } from "./lifetime.ts";
 import { Mm } from "./mm.ts";
-import { reapDevices } from "./device.ts";
+import { reapDevices, usedDevicePages } from "./device.ts";
 import { serveDevices } from "./migrate.ts";
 import { serveFiles } from "./fileIo.ts";
 import { fileAt } from "./pageCache.ts";
@@ -115,6 +115,8 @@ export interface MemoryStats {
     readonly dirty: number;
     readonly pinned: number;
   };
+  /** Pages that are on devices. */
+  readonly devicePages: number;
   /** Bytes of records and page tables in use. */
   readonly arenaBytes: number;
   readonly faults: { readonly minor: number; readonly major: number; readonly cow: number };
@@ -416,6 +418,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
         dirty,
         pinned,
       },
+      devicePages: usedDevicePages(mm),
       arenaBytes: heapUsedWords(this.agent, mm.heap) * 4,
       faults: { minor: mm.counted(CT_MINOR), major: mm.counted(CT_MAJOR), cow: mm.counted(CT_COW) },
       evictions: mm.counted(CT_EVICTIONS),

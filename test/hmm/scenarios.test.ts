@@ -211,6 +211,7 @@ describe.each([
     expectBytes(await device.migrate(start, PAGES), bytes);
     expect(memory.stats().frames.free).toBe(free + PAGES);
     expect(device.device.free).toBe(device.device.pages - PAGES);
+    expect(memory.stats().devicePages).toBe(PAGES);
     verify(memory);
     expectBytes(await device.read(start, PAGES), bytes);
     expect(device.faults).toBe(0);
