@@ -5,7 +5,7 @@
 import {
   createDeviceMemory,
   type DeviceCopy,
-  DeviceMemory,
+  type DeviceMemory,
   type ExclusivePage,
   HMM_ERROR,
   HMM_REQ_FAULT,

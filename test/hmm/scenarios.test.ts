@@ -354,9 +354,9 @@ describe.each([
   test("H22 compound: the rights of a run of pages follow mprotect", async () => {
     const device = await open();
     const { start } = await buffer();
-    expect(await device.snapshot(start, PAGES)).toEqual(new Array(PAGES).fill(SNAP_WRITE));
+    expect(await device.snapshot(start, PAGES)).toEqual(Array.from({ length: PAGES }, () => SNAP_WRITE));
     await space.mprotect(start, PAGES * PAGE, "r");
-    expect(await device.snapshot(start, PAGES)).toEqual(new Array(PAGES).fill(SNAP_READ));
+    expect(await device.snapshot(start, PAGES)).toEqual(Array.from({ length: PAGES }, () => SNAP_READ));
   });
 
   test("H23 double_map: a device reads what moved to another, after that gave it back", async () => {
@@ -428,7 +428,7 @@ describe.each([
     });
     cpuMemory.poll();
     const long = await cpu.pin(start + 2 * PAGE, 2 * PAGE, "rw");
-    expect(await device.snapshot(start, 4)).toEqual(new Array(4).fill(SNAP_WRITE));
+    expect(await device.snapshot(start, 4)).toEqual(Array.from({ length: 4 }, () => SNAP_WRITE));
     // Pinned pages stay where they are.
     expect(await rejected(device.migrate(start, 4))).toMatchObject({ code: "ENOENT" });
     expect(await device.snapshot(start, 4)).toEqual([
@@ -449,7 +449,7 @@ describe.each([
     await fill(start, words(4, 7));
     await see(start, bytes, cpuChild);
     await child.exit();
-    expect(await device.snapshot(start, 4)).toEqual(new Array(4).fill(SNAP_WRITE));
+    expect(await device.snapshot(start, 4)).toEqual(Array.from({ length: 4 }, () => SNAP_WRITE));
     expect(device.device.free).toBe(device.device.pages);
     await see(start, words(4, 7));
   });
