@@ -32,3 +32,4 @@ export { usingOp } from "./lifetime.ts";
 export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
 export { loadPte } from "./pageTables.ts";
+export { COPY_DOUBTFUL, COPY_SAFE, COPY_WATCHED, copyHolds, copyWorth } from "./unwritten.ts";
