@@ -1,47 +1,15 @@
 /** A GPU that pages on demand, on a real device: loads, stores, eviction, and what cannot be had. */
-import { afterEach, describe, expect, test } from "vitest";
-import { createGpuMmu, type GpuMmu, type GpuMmuOptions } from "../../src/mirrors/webgpu/index.ts";
-import { useGpu } from "../lib/gpu.ts";
+import { describe, expect, test } from "vitest";
+import { createGpuMmu } from "../../src/mirrors/webgpu/index.ts";
+import { numbered, numbers, pagesFrom, useMmus } from "../lib/gpuMmu.ts";
 import { ADD, GATHER, kernelOf, SCATTER, SUM } from "../lib/kernels.ts";
 import { anonymous, arrayBacking, makeRig, PAGE, pattern, rejected, type Rig } from "../lib/mm.ts";
 
-const gpu = useGpu();
-const made: { mmu: GpuMmu; device: GPUDevice }[] = [];
-
-afterEach(async () => {
-  for (const { mmu, device } of made.splice(0)) {
-    expect(mmu.check()).toBeUndefined();
-    await mmu.remove();
-    device.destroy();
-  }
-});
-
-async function makeMmu(
-  pages: number,
-  { frames = 256, ...options }: Partial<GpuMmuOptions> & { frames?: number } = {},
-): Promise<Rig & { mmu: GpuMmu; device: GPUDevice }> {
-  const rig = await makeRig(frames, { mayBlock: false });
-  const device = await gpu.device();
-  const mmu = await createGpuMmu(rig.raw, device, { budget: pages * PAGE, ...options });
-  made.push({ mmu, device });
-  return { ...rig, mmu, device };
-}
-
-/** Private pages whose first words are 1000, 1001, … */
-async function numbered({ raw }: Rig, pages: number): Promise<number> {
-  const base = await raw.mmap(anonymous(pages));
-  await raw.populate(base, pages * PAGE, "rw");
-  for (let k = 0; k < pages; k++) raw.setUint32(base + k * PAGE, 1000 + k);
-  return base;
-}
-
-const pagesFrom = (base: number, pages: number): number[] =>
-  Array.from({ length: pages }, (_, k) => base + k * PAGE);
-const numbers = (count: number, from = 1000): number[] => Array.from({ length: count }, (_, k) => from + k);
+const mmus = useMmus();
 
 describe("loads", () => {
   test("a kernel reads pages that are brought in on demand", async () => {
-    const rig = await makeMmu(16);
+    const rig = await mmus.make(16);
     const base = await numbered(rig, 8);
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
     const run = await gather(pagesFrom(base, 8));
@@ -50,7 +18,7 @@ describe("loads", () => {
   });
 
   test("a range eight times the pool is read to its end", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 64);
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
     const run = await gather(pagesFrom(base, 64));
@@ -61,7 +29,7 @@ describe("loads", () => {
   });
 
   test("all types, at any place of a page", async () => {
-    const rig = await makeMmu(4);
+    const rig = await mmus.make(4);
     const base = await rig.raw.mmap(anonymous(2));
     const bytes = pattern(2 * PAGE, 5);
     await rig.raw.write(base, bytes);
@@ -105,7 +73,7 @@ describe("loads", () => {
   });
 
   test("addresses beyond 4 GiB", async () => {
-    const rig = await makeMmu(4);
+    const rig = await mmus.make(4);
     const address = 5 * 2 ** 40 + 3 * PAGE;
     await rig.raw.mmap(anonymous(2, { address, fixed: true }));
     await rig.raw.populate(address, PAGE, "rw");
@@ -116,7 +84,7 @@ describe("loads", () => {
 
   test("pages of a file, larger than the memory's budget", async () => {
     const bytes = pattern(128 * PAGE);
-    const rig = await makeMmu(16, { frames: 64 });
+    const rig = await mmus.make(16, { frames: 64 });
     const file = await rig.memory.openFile(arrayBacking(bytes));
     const base = await rig.raw.mmap({ length: bytes.length, prot: "r", share: "private", file });
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
@@ -130,9 +98,9 @@ describe("loads", () => {
 
   test("pages of 64 KiB", async () => {
     const rig = await makeRig(64, { mayBlock: false, pageSize: 65536 });
-    const device = await gpu.device();
+    const device = await mmus.device();
     const mmu = await createGpuMmu(rig.raw, device, { budget: "256 KiB" });
-    made.push({ mmu, device });
+    mmus.keep(mmu, device);
     const base = await rig.raw.mmap({ length: 8 * 65536, prot: "rw", share: "private" });
     await rig.raw.populate(base, 8 * 65536, "rw");
     for (let k = 0; k < 8; k++) rig.raw.setUint32(base + k * 65536 + 65532, k);
@@ -143,7 +111,7 @@ describe("loads", () => {
 
 describe("without bifolio_begin()", () => {
   test("the dispatch is repeated until nothing is missed", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 8);
     const run = await kernelOf(rig.device, rig.mmu, SUM)(pagesFrom(base, 8));
     expect(run.words[0]).toBe(8 * 1000 + 28);
@@ -151,7 +119,7 @@ describe("without bifolio_begin()", () => {
   });
 
   test("more than the pool at once is ENOMEM", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 9);
     const sum = kernelOf(rig.device, rig.mmu, SUM);
     const error = await rejected(sum(pagesFrom(base, 9)));
@@ -181,14 +149,14 @@ describe("many pages in one invocation", () => {
   }
 
   test("fewer are let in, until those that are fit the pool", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await chained(rig, 64, 7);
     const run = await kernelOf(rig.device, rig.mmu, chain(6))(pagesFrom(base, 64));
     expect(run.words).toEqual(numbers(64, 0).map((k) => base + ((k + 42) % 64) * PAGE));
   });
 
   test("one that never fits is ENOMEM, and says so", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await chained(rig, 64, 7);
     const error = await rejected(kernelOf(rig.device, rig.mmu, chain(9))(pagesFrom(base, 64)));
     expect(error).toMatchObject({ code: "ENOMEM" });
@@ -196,7 +164,7 @@ describe("many pages in one invocation", () => {
   });
 
   test("an address that comes of a missed load is no error", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await chained(rig, 8, 1); // a load that missed gives 0, where nothing is mapped
     const run = await kernelOf(rig.device, rig.mmu, chain(3))([base]);
     expect(run.words).toEqual([base + 3 * PAGE]);
@@ -205,7 +173,7 @@ describe("many pages in one invocation", () => {
 
 describe("stores", () => {
   test("are in the space when the run is over", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 32);
     const run = await kernelOf(rig.device, rig.mmu, SCATTER)(pagesFrom(base + 4, 32), numbers(32, 7));
     expect(run.writtenBack).toBe(32);
@@ -217,7 +185,7 @@ describe("stores", () => {
   });
 
   test("happen once where the kernel prepares them", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 32);
     const add = kernelOf(rig.device, rig.mmu, ADD);
     const run = await add(pagesFrom(base, 32), Array<number>(32).fill(1));
@@ -226,7 +194,7 @@ describe("stores", () => {
   });
 
   test("to a page that fork shared leave the child alone", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     const child = await rig.raw.fork();
     await kernelOf(rig.device, rig.mmu, SCATTER)(pagesFrom(base, 4), [1, 2, 3, 4]);
@@ -238,7 +206,7 @@ describe("stores", () => {
   });
 
   test("to shared pages of a file reach the file", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const backing = arrayBacking(new Uint8Array(4 * PAGE));
     const file = await rig.memory.openFile(backing, { writable: true });
     const base = await rig.raw.mmap({ length: 4 * PAGE, prot: "rw", share: "shared", file });
@@ -250,7 +218,7 @@ describe("stores", () => {
   });
 
   test("with keepDirty stay on the GPU until flush()", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     const scatter = kernelOf(rig.device, rig.mmu, SCATTER);
     await scatter(pagesFrom(base, 4), [1, 2, 3, 4], { keepDirty: true });
@@ -266,7 +234,7 @@ describe("stores", () => {
   });
 
   test("where the mapping forbids them are SegvError", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     await rig.raw.mprotect(base + 2 * PAGE, PAGE, "r");
     const error = await rejected(kernelOf(rig.device, rig.mmu, SCATTER)(pagesFrom(base, 4), [1, 2, 3, 4]));
@@ -276,7 +244,7 @@ describe("stores", () => {
 
 describe("stores of the CPU", () => {
   test("before a run are seen by it", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
     for (let round = 0; round < 4; round++) {
@@ -286,7 +254,7 @@ describe("stores of the CPU", () => {
   });
 
   test("to pages that were only read so far are seen, too", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     await rig.raw.mprotect(base, 4 * PAGE, "r");
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
@@ -298,7 +266,7 @@ describe("stores of the CPU", () => {
   });
 
   test("after soft-dirty tracking began: only what was stored to is uploaded", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 8);
     await rig.raw.clearRefs("soft-dirty");
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
@@ -310,7 +278,7 @@ describe("stores of the CPU", () => {
   });
 
   test("through a pin are seen", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 2);
     const pin = await rig.raw.pin(base, PAGE, "rw");
     await rig.raw.mprotect(base, 2 * PAGE, "r");
@@ -322,7 +290,7 @@ describe("stores of the CPU", () => {
   });
 
   test("and of files: those that are opened for reading are not uploaded again", async () => {
-    const rig = await makeMmu(16);
+    const rig = await mmus.make(16);
     const bytes = pattern(8 * PAGE);
     const file = await rig.memory.openFile(arrayBacking(bytes));
     const writable = await rig.memory.openFile(arrayBacking(bytes.slice()), { writable: true });
@@ -343,7 +311,7 @@ describe("stores of the CPU", () => {
 
 describe("what changes under it", () => {
   test("munmap takes the translation away at once, and new memory is new", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
     await gather(pagesFrom(base, 4));
@@ -359,7 +327,7 @@ describe("what changes under it", () => {
   });
 
   test("bytes that have not come home: a change that may not wait is EAGAIN, and changes nothing", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     await kernelOf(rig.device, rig.mmu, SCATTER)([base], [7], { keepDirty: true });
     for (const change of [
@@ -379,7 +347,7 @@ describe("what changes under it", () => {
   });
 
   test("bytes that have not come home are in what fork gives the child", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     await kernelOf(rig.device, rig.mmu, SCATTER)(pagesFrom(base, 4), [1, 2, 3, 4], { keepDirty: true });
     const child = await rig.raw.fork();
@@ -388,7 +356,7 @@ describe("what changes under it", () => {
   });
 
   test("and in the file that msync writes", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const backing = arrayBacking(new Uint8Array(PAGE));
     const file = await rig.memory.openFile(backing, { writable: true });
     const base = await rig.raw.mmap({ length: PAGE, prot: "rw", share: "shared", file });
@@ -400,7 +368,7 @@ describe("what changes under it", () => {
   });
 
   test("a change while a dispatch runs waits for what it writes", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     const scatter = kernelOf(rig.device, rig.mmu, SCATTER);
     await scatter(pagesFrom(base, 4), [0, 0, 0, 0], { keepDirty: true }); // writable now
@@ -418,7 +386,7 @@ describe("what changes under it", () => {
   });
 
   test("the end of the space ends the MMU", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     const gather = kernelOf(rig.device, rig.mmu, GATHER);
     await kernelOf(rig.device, rig.mmu, SCATTER)([base], [7], { keepDirty: true });
@@ -429,7 +397,7 @@ describe("what changes under it", () => {
   });
 
   test("after remove() everything is ESRCH, and what was written is home", async () => {
-    const rig = await makeMmu(8);
+    const rig = await mmus.make(8);
     const base = await numbered(rig, 1);
     const scatter = kernelOf(rig.device, rig.mmu, SCATTER);
     await scatter([base], [7], { keepDirty: true });
