@@ -39,7 +39,7 @@ export function useMmus(): Mmus {
 
   return {
     device: (options) => gpu.device(options),
-    async make(pages, { frames = 256, wrap = (device) => device, ...options } = {}) {
+    async make(pages, { frames = 256, wrap = (device: GPUDevice): GPUDevice => device, ...options } = {}) {
       const rig = await makeRig(frames, { mayBlock: false });
       const device = await gpu.device();
       const mmu = await createGpuMmu(rig.raw, wrap(device), { budget: pages * PAGE, ...options });

@@ -364,6 +364,13 @@ export class GpuMmu implements AsyncDisposable {
     return this.#core.table.slotOf(Math.floor(address / this.#core.pageSize)) >= 0;
   }
 
+  /** True if the GPU has written to the page at this address, and the space does not have the bytes yet. Never waits. */
+  isDirty(address: number): boolean {
+    const { pool, pageSize } = this.#core;
+    const slot = pool.byPage.get(Math.floor(address / pageSize));
+    return slot !== undefined && pool.has(slot, SLOT_DIRTY);
+  }
+
   /** @internal The first broken invariant, or undefined. */
   check(): string | undefined {
     return this.#core.check();
