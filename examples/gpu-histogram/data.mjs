@@ -31,3 +31,22 @@ export function makeBytes(into, offset, pages) {
     }
   }
 }
+
+export const DEMO = "gpu-histogram";
+
+/** The same bytes as the contents of a file, of which nothing is kept; for registerBacking(DEMO, demoBacking). */
+export function demoBacking(pages) {
+  const readSync = (offset, into) => {
+    // Into memory of our own: whole words of what comes may not lie at a multiple of four.
+    const bytes = new Uint8Array(into.length);
+    makeBytes(bytes, offset, pages);
+    into.set(bytes);
+    return into.length;
+  };
+  return {
+    size: pages * PAGE,
+    descriptor: { kind: DEMO, data: pages },
+    readSync,
+    read: async (offset, into) => readSync(offset, into),
+  };
+}

@@ -132,7 +132,6 @@ try {
   const equal = same(gpu.histogram, cpu.histogram) && same(gpu.picture, cpu.picture);
   console.log(`${pages} pages of 4 KiB through ${BUDGET} of memory and ${BUDGET} of GPU memory`);
   console.log(`the GPU's histogram and picture are ${equal ? "those of the CPU" : "WRONG"}`);
-  console.log(`pages uploaded more often than once: ${gpu.run.pages > pages ? "some" : "none"}`);
   console.log(`the memory kept to its budget: ${peak <= total ? "yes" : "NO"}`);
   console.log(
     `the worker's own pages, while it wrote to them: ${wrong === 0 ? "right" : `${wrong} words WRONG`}`,

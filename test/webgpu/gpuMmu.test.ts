@@ -193,6 +193,23 @@ describe("stores", () => {
     for (let k = 0; k < 32; k++) expect(rig.raw.getUint32(base + k * PAGE)).toBe(1001 + k);
   });
 
+  test("after a miss do not happen: what they depend on was not there", async () => {
+    const rig = await mmus.make(8);
+    const base = await numbered(rig, 2);
+    await kernelOf(rig.device, rig.mmu, SCATTER)([base], [0], { keepDirty: true });
+    const source = `
+@group(0) @binding(0) var<storage, read> addresses: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read_write> out: array<u32>;
+@compute @workgroup_size(1) fn main() {
+  let missed = bifolio_load_u32(addresses[1].x);
+  bifolio_store_u32(addresses[0].x, bifolio_load_u32(addresses[0].x) + 1u);
+  out[0] = missed;
+}`;
+    const run = await kernelOf(rig.device, rig.mmu, source)([base, base + PAGE]);
+    expect(run).toMatchObject({ rounds: 2, pages: 1 });
+    expect(rig.raw.getUint32(base)).toBe(1);
+  });
+
   test("to a page that fork shared leave the child alone", async () => {
     const rig = await mmus.make(8);
     const base = await numbered(rig, 4);

@@ -70,6 +70,41 @@ test("stores to pages that are on their way home to the same place are not lost"
   }
 });
 
+test("a page that a dispatch may be writing to is waited for, or the change is refused", async () => {
+  const rig = await mmus.make(8, { group: 0 });
+  const { mmu, device } = rig;
+  const base = await numbered(rig, 2);
+  const layout = device.createPipelineLayout({ bindGroupLayouts: [mmu.bindGroupLayout] });
+  const stores = [0, 1].map((k) => `bifolio_store_u32(${base + k * PAGE}u, ${k + 5}u);`).join(" ");
+  const code = `${mmu.wgsl}@compute @workgroup_size(1) fn main() { ${stores} }`;
+  const module = device.createShaderModule({ code });
+  const pipeline = device.createComputePipeline({ layout, compute: { module } });
+  let rounds = 0;
+  let refused: unknown;
+  let waiting: Promise<void> | undefined;
+  await mmu.run(
+    (pass) => {
+      pass.setPipeline(pipeline);
+      pass.dispatchWorkgroups(1);
+      if (rounds++ !== 1) return;
+      // Once the round is with the device. The pages are there, may be stored to, and nobody knows yet whether they were.
+      queueMicrotask(() => {
+        try {
+          rig.raw.try.madvise(base, PAGE, "dontneed");
+        } catch (error) {
+          refused = error;
+        }
+        waiting = rig.raw.mprotect(base + PAGE, PAGE, "r");
+      });
+    },
+    { keepDirty: true },
+  );
+  expect(refused).toMatchObject({ code: "EAGAIN" });
+  await waiting;
+  await mmu.flush();
+  expect([0, 1].map((k) => rig.raw.getUint32(base + k * PAGE))).toEqual([5, 6]);
+});
+
 test("runs of one MMU follow each other", async () => {
   const rig = await mmus.make(4);
   const base = await numbered(rig, 8);
