@@ -214,6 +214,7 @@ describe("stores", () => {
     const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     const child = await rig.raw.fork();
+    await kernelOf(rig.device, rig.mmu, GATHER)(pagesFrom(base, 4)); // there already, for reading
     await kernelOf(rig.device, rig.mmu, SCATTER)(pagesFrom(base, 4), [1, 2, 3, 4]);
     for (let k = 0; k < 4; k++) {
       expect(rig.raw.getUint32(base + k * PAGE)).toBe(k + 1);
@@ -254,6 +255,7 @@ describe("stores", () => {
     const rig = await mmus.make(8);
     const base = await numbered(rig, 4);
     await rig.raw.mprotect(base + 2 * PAGE, PAGE, "r");
+    await kernelOf(rig.device, rig.mmu, GATHER)(pagesFrom(base, 4));
     const error = await rejected(kernelOf(rig.device, rig.mmu, SCATTER)(pagesFrom(base, 4), [1, 2, 3, 4]));
     expect(error).toMatchObject({ name: "SegvError", reason: "SEGV_ACCERR", address: base + 2 * PAGE });
   });
