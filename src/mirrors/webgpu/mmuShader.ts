@@ -25,7 +25,7 @@ export const TABLE_WRITE = 0x80000000;
 export const TABLE_SLOT = 0x7fffffff;
 
 export const CT_MISSED = 0; //    1: an invocation missed a page
-export const CT_OVERFLOW = 1; //  misses that found no room in the set
+export const CT_OVERFLOW = 1; //  1: the set of misses is full
 export const CT_FINISHED = 2; //  invocations that finished
 export const CT_POSTPONED = 3; // 1: an invocation was told to wait for a later round
 export const CT_BEGUN = 4; //     1: the kernel calls bifolio_begin()
@@ -192,6 +192,9 @@ var<private> bifolio_invocation: u32 = 0u;
 var<private> bifolio_last: u32 = 0u;
 var<private> bifolio_last_page: u32 = 0u;
 var<private> bifolio_last_write: bool = false;
+// The last miss: key, and whether it was a store.
+var<private> bifolio_last_missed: u32 = 0u;
+var<private> bifolio_last_missed_write: bool = false;
 
 fn bifolio_hash(key: u32) -> u32 { return key * ${HASH_FACTOR}u; }
 
@@ -201,7 +204,12 @@ fn bifolio_key(address: vec2<u32>) -> u32 {
 }
 
 fn bifolio_record(key: u32, write: bool) {
-  atomicStore(&bifolio_control[${CT_MISSED}], 1u);
+  if (key == bifolio_last_missed && (bifolio_last_missed_write || !write)) { return; }
+  bifolio_last_missed = key;
+  bifolio_last_missed_write = write;
+  if (atomicLoad(&bifolio_control[${CT_MISSED}]) == 0u) { atomicStore(&bifolio_control[${CT_MISSED}], 1u); }
+  // The set is full: there is more to bring in than a round can.
+  if (atomicLoad(&bifolio_control[${CT_OVERFLOW}]) != 0u) { return; }
   var flags = select(${MISS_FIRM}u, 0u, bifolio_miss);
   if (write) { flags |= ${MISS_WRITE}u; }
   var at = bifolio_hash(key) >> ${32 - layout.missShift}u;
@@ -222,7 +230,7 @@ fn bifolio_record(key: u32, write: bool) {
     at = (at + 1u) & ${2 ** layout.missShift - 1}u;
     probes++;
   }
-  atomicAdd(&bifolio_control[${CT_OVERFLOW}], 1u);
+  atomicStore(&bifolio_control[${CT_OVERFLOW}], 1u);
 }
 
 // First word of the page in the pool, or BIFOLIO_NONE after a miss.
@@ -255,6 +263,7 @@ fn bifolio_translate(key: u32, write: bool) -> u32 {
 fn bifolio_begin(invocation: u32) -> bool {
   bifolio_miss = false;
   bifolio_last = 0u;
+  bifolio_last_missed = 0u;
   bifolio_invocation = invocation;
   if (atomicLoad(&bifolio_control[${CT_BEGUN}]) == 0u) { atomicStore(&bifolio_control[${CT_BEGUN}], 1u); }
   if (invocation >= atomicLoad(&bifolio_control[${layout.parametersAt + PM_INVOCATIONS}])) { return false; }
