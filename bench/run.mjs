@@ -31,6 +31,7 @@ const ROWS = [
   "streaming",
   "mirror",
   "check",
+  "gpu-mmu",
 ];
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));

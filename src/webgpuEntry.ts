@@ -3,4 +3,13 @@
  * browser's, or that of the npm package `webgpu` in Node.
  */
 /// <reference types="@webgpu/types" />
-export {};
+export {
+  createGpuMmu,
+  type GpuDispatch,
+  GpuMmu,
+  type GpuMmuOptions,
+  type GpuMmuStats,
+  type GpuRange,
+  type GpuRun,
+  type GpuRunOptions,
+} from "./mirrors/webgpu/index.ts";

@@ -63,3 +63,4 @@ export {
 } from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
 export { loadPte } from "./pageTables.ts";
+export { COPY_DOUBTFUL, COPY_SAFE, COPY_WATCHED, copyHolds, copyWorth } from "./unwritten.ts";
