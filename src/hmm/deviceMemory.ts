@@ -110,21 +110,21 @@ export class DeviceMemory implements AsyncDisposable {
   }
 
   /**
-   * Brings all its pages back. Returns how many. May wait. Errors: ENOMEM where there are no frames for them, those of
-   * copyOut(); what has come by then stays. Linux: migrate_device_range().
+   * Brings `most` of its pages back, all by default. Returns how many. May wait. Errors: ENOMEM where there are no frames for
+   * them, those of copyOut(); what has come by then stays. Linux: migrate_device_range().
    */
-  evict(): Promise<number> {
+  evict(most: number = this.pages): Promise<number> {
     this.check("evict");
-    return runAsync(this.memory.agent, this.#evictOp());
+    return runAsync(this.memory.agent, this.#evictOp(most));
   }
 
-  *#evictOp(): Op<number> {
+  *#evictOp(most: number): Op<number> {
     const { mm } = this.memory;
     let moved = 0;
-    for (let used = this.core.used(); used.length > 0; used = this.core.used()) {
+    for (let used = this.core.used(); used.length > 0 && moved < most; used = this.core.used()) {
       const pfn = used[0]!;
       if (mm.frames.isLocked(pfn)) yield* waitMovedOp(mm, pfn, () => !mm.frames.isLocked(pfn));
-      moved += yield* evictDeviceOp(mm, this.core, used);
+      moved += yield* evictDeviceOp(mm, this.core, used.slice(0, most - moved));
     }
     return moved;
   }

@@ -12,10 +12,11 @@
  *       So bytes behind an entry stay the page's until the next safepoint after the lookup: no reference is needed, and
  *       whoever uses them passes none (no operation, no memory.poll(), no await) from read() to the last byte.
  */
-import { BusError, isMmError, MmError, SegvError } from "../errors.ts";
+import { isMmError, MmError } from "../errors.ts";
 import { hmmPfn, type RangeFault, rangeFault } from "../hmm/index.ts";
 import { type AddressSpace, type PhysicalMemory, presentPages } from "../mm/index.ts";
 import type { IntervalNotifier, MmuNotifierRange } from "../notifier/index.ts";
+import { asAccess } from "./accessError.ts";
 
 export interface TableMirrorOptions {
   readonly memory: PhysicalMemory;
@@ -44,14 +45,6 @@ const DEFAULT_FILL_BYTES = 256 * 1024;
  * an agent may wait for its turn on a processor as long as that.
  */
 const FILL_TIMEOUT_MS = 10_000;
-
-/** What rangeFault() refuses as the error of an access to that page. */
-function asAccess(error: unknown): unknown {
-  if (!isMmError(error, "EFAULT") || !error.range) return error;
-  return error.cause instanceof BusError
-    ? error.cause
-    : new SegvError("fill", error.range.start, "SEGV_ACCERR");
-}
 
 /** One attempt after another to fill a stretch of the table. */
 interface Fill {

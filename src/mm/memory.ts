@@ -188,6 +188,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     this.agent = agent;
     this.handle = handle;
     this.mm = new Mm(agent, handle, (mm, slot) => new AddressSpace(mm, slot));
+    this.mm.memory = this;
     this.pageSize = this.mm.pageSize;
     this.#ops = {
       createSpace: () => this.#createSpaceOp(),

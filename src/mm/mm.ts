@@ -43,6 +43,7 @@ import {
   spUsersAt,
   type Space,
 } from "./layout.ts";
+import type { PhysicalMemory } from "./memory.ts";
 import type { FileCore } from "./pageCache.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { Pins, Views } from "./views.ts";
@@ -84,6 +85,8 @@ export class Mm {
   readonly deviceOps: Map<Device, DeviceOps> = new Map();
   /** Files that this agent is destroying. */
   readonly closing: Set<Promise<void>> = new Set();
+  /** What this agent has of the memory. */
+  memory!: PhysicalMemory;
   readonly #counters: number;
   readonly #makeSpace: (mm: Mm, slot: Space) => SpaceCore;
 

@@ -51,6 +51,7 @@ import { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 import { madviseOp } from "./madvise.ts";
 import { mlockOp, munlockOp } from "./mlock.ts";
 import type { Mm } from "./mm.ts";
+import type { PhysicalMemory } from "./memory.ts";
 import { type MapRequest, mmapOp, munmapOp } from "./mmap.ts";
 import { mprotectOp } from "./mprotect.ts";
 import { type MoveOptions, mremapOp } from "./mremap.ts";
@@ -187,6 +188,11 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
   #sync: (Immediate<SpaceOperations> & { readonly atomics: SyncAtomics }) | undefined;
   #try: Immediate<SpaceOperations> | undefined;
   #atomics: SpaceAtomics | undefined;
+
+  /** What this agent has of the memory that the space is in. */
+  get memory(): PhysicalMemory {
+    return this.mm.memory;
+  }
 
   /** @internal */
   constructor(mm: Mm, slot: Space) {

@@ -91,6 +91,8 @@ export interface GpuMmuStats {
   readonly pages: number;
   readonly resident: number;
   readonly dirty: number;
+  /** Pages that live on the GPU: see migrate(). Counted among the resident ones. */
+  readonly moved: number;
   /** Bytes of all buffers on the GPU. */
   readonly gpuBytes: number;
   /** Since it was made. */
@@ -327,6 +329,71 @@ export class GpuMmu implements AsyncDisposable {
   }
 
   /**
+   * Moves private pages of a range of bytes into the pool: they live on the GPU, and their frames are free for others. Returns how
+   * many moved: as many as the pool has room for, leaving an eighth of it. Kernels use them without an upload, across runs, and what
+   * they store there need not come home. An access by any agent brings a page back, with neighbours; so do pins, and an
+   * MMU that needs the room. Pages of files, shared ones, and those that somebody has in a view or a pin stay where they are. May
+   * wait. Errors: EINVAL, ENOMEM where the memory has not enough `deviceMemory`, EIO where the device is lost, ESRCH.
+   */
+  async migrate(start: number, length: number): Promise<number> {
+    const [first, end] = this.#pagesOf("migrate", start, length);
+    return this.#queue("migrate", async () => {
+      this.#core.usableGpu("migrate");
+      return this.#core.memory.migrate(first, end);
+    });
+  }
+
+  /** Brings pages of a range of bytes back that migrate() moved. Returns how many. May wait. Errors: EINVAL, ENOMEM, EIO, ESRCH. */
+  async migrateBack(start: number, length: number): Promise<number> {
+    const [first, end] = this.#pagesOf("migrateBack", start, length);
+    return this.#queue("migrateBack", async () => {
+      this.#core.usableGpu("migrateBack");
+      return this.#core.memory.migrateBack(first, end);
+    });
+  }
+
+  /**
+   * Makes private pages of a range of bytes the GPU's own, until an agent accesses them: their copies stay good from run to run, and
+   * the access waits until what kernels stored there is home. They keep their frames. May wait. Errors: EINVAL; ENOTSUP for
+   * pages that are not private or not anonymous, ENOMEM where the pool has no room, SegvError as a write access, EIO, ESRCH;
+   * pages before the one that failed are the GPU's own. Linux: make_device_exclusive().
+   */
+  async exclusive(start: number, length: number): Promise<void> {
+    const [first, end] = this.#pagesOf("exclusive", start, length);
+    return this.#queue("exclusive", async () => {
+      const core = this.#core;
+      core.usableGpu("exclusive");
+      if (end - first > core.pool.pages) {
+        throw new MmError(
+          "ENOMEM",
+          "exclusive",
+          `the range has ${end - first} pages, and the pool ${core.pool.pages}; use a larger budget`,
+        );
+      }
+      await core.home(core.slotsIn(start, start + length));
+      for (let vpn = first; vpn < end; vpn++) {
+        if (core.pool.free === 0) await core.makeRoom(1, true);
+        await core.memory.takeExclusive(vpn);
+      }
+    });
+  }
+
+  #pagesOf(operation: string, start: number, length: number): [number, number] {
+    const { pageSize } = this.#core;
+    checkBytes(operation, start, length);
+    if (start % pageSize !== 0 || length % pageSize !== 0 || length === 0)
+      throw sentence(
+        operation,
+        `start and length must be multiples of the page size (${pageSize}), and length above 0`,
+      );
+    if (start < this.#start || start + length > this.#end)
+      throw new MmError("EFAULT", operation, "the range is not inside that of the MMU", {
+        range: { start, end: start + length },
+      });
+    return [start / pageSize, (start + length) / pageSize];
+  }
+
+  /**
    * Goes on with another device after the first is lost. Nothing is resident; pipelines are to be made anew with it, from the
    * same `wgsl`. May wait. Errors: EBUSY if the device is not lost; EINVAL, ENOTSUP and ENOMEM as createGpuMmu(), after which the
    * MMU is as before; ESRCH.
@@ -337,7 +404,9 @@ export class GpuMmu implements AsyncDisposable {
       const core = this.#core;
       if (core.ended) core.usableGpu("recover");
       if (core.gpu) throw new MmError("EBUSY", "recover", "the device is not lost");
+      await core.memory.lost();
       const gpu = await MmuDevice.create(device, this.#layout, this.group, "recover");
+      core.memory.recover();
       core.lost = [];
       core.table.clear();
       core.gpu = gpu;
@@ -353,6 +422,7 @@ export class GpuMmu implements AsyncDisposable {
       pages: pool.pages,
       resident: pool.pages - pool.free,
       dirty: pool.withFlags(SLOT_DIRTY).length,
+      moved: this.#core.memory.pages,
       gpuBytes: gpu?.bytes ?? 0,
       rounds: this.#rounds,
       ...counts,
@@ -376,12 +446,21 @@ export class GpuMmu implements AsyncDisposable {
     return this.#core.check();
   }
 
-  /** Brings home what the GPU has written, unsubscribes, and destroys the buffers. Once; afterwards everything is ESRCH. May wait. */
+  /**
+   * Brings home what the GPU has written and what lives on it, unsubscribes, and destroys the buffers. Once; afterwards
+   * everything is ESRCH. May wait. Errors: ENOMEM where there are no frames for what lives on the GPU; then it is as before.
+   */
   async remove(): Promise<void> {
     if (this.#removed) return;
     this.#removed = true;
     await this.#tail;
     const core = this.#core;
+    try {
+      await core.memory.close();
+    } catch (error) {
+      this.#removed = false;
+      throw error;
+    }
     await core.home(core.pool.withFlags(SLOT_DIRTY));
     await core.interval.remove();
     await this.notifier.notifiers?.unregister(this.notifier);

@@ -14,22 +14,17 @@
  * The agent itself is the lock that the contract wants; it may not block, so invalidate() may return a promise.
  */
 import { isMmError, MmError } from "../../errors.ts";
-import { hmmPfn, rangeFault } from "../../hmm/index.ts";
-import {
-  type AddressSpace,
-  COPY_DOUBTFUL,
-  COPY_WATCHED,
-  copyHolds,
-  copyWorth,
-  type PhysicalMemory,
-} from "../../mm/index.ts";
+import { HMM_WRITE, hmmPfn, rangeFault } from "../../hmm/index.ts";
+import { type AddressSpace, COPY_DOUBTFUL, COPY_WATCHED, copyHolds, copyWorth } from "../../mm/index.ts";
 import {
   type IntervalNotifier,
   type MaybeOp,
   MmuNotifierEvent,
   type MmuNotifierRange,
 } from "../../notifier/index.ts";
+import { asAccess } from "../accessError.ts";
 import { DeviceLost, type MmuDevice, STAGING_PAGES } from "./mmuDevice.ts";
+import { MmuMemory } from "./mmuMemory.ts";
 import {
   MmuPool,
   SLOT_DIRTY,
@@ -78,7 +73,7 @@ const TURN_MS = 16;
 const nextTurn = (): Promise<void> => new Promise((resolve) => setTimeout(resolve));
 
 /** Collects pages for neighbouring slots, so that they go up together. */
-class Uploader {
+export class Uploader {
   readonly #gpu: MmuDevice;
   readonly #pageSize: number;
   readonly #bytes: Uint8Array<ArrayBuffer>;
@@ -121,6 +116,8 @@ export class MmuCore {
     invalidations: 0,
     refusals: 0,
   };
+  /** Pages that live in the pool. */
+  readonly memory: MmuMemory;
   interval!: IntervalNotifier;
   /** Undefined while the device is lost. */
   gpu: MmuDevice | undefined;
@@ -140,6 +137,7 @@ export class MmuCore {
     this.table = new MmuTable(layout.tableShift);
     this.young = young;
     this.gpu = gpu;
+    this.memory = new MmuMemory(this);
   }
 
   rangeOf(vpn: number, pages = 1): GpuRange {
@@ -165,11 +163,18 @@ export class MmuCore {
     range: MmuNotifierRange,
     curSeq: number,
   ): MaybeOp<boolean> => {
-    const { pool } = this;
+    const { pool, memory } = this;
+    if (memory.ignores(range)) return true;
     const slots = this.slotsIn(range.start, range.end);
     const written = new Set(slots.filter((slot) => this.#mayBeWritten(slot)));
+    const here = memory.translated(
+      Math.floor(range.start / this.pageSize),
+      Math.ceil(range.end / this.pageSize),
+    );
+    // What lives here moves with its bytes; but a dispatch must not go on to store to what is shared from now on.
+    const stores = this.flight !== undefined && here.some((vpn) => memory.isWritable(vpn));
     this.counts.invalidations++;
-    if (written.size > 0 && !range.blockable) {
+    if ((written.size > 0 || stores) && !range.blockable) {
       this.counts.refusals++;
       return false; // before setSeq(): nothing has changed, nothing will
     }
@@ -180,7 +185,8 @@ export class MmuCore {
       if (written.has(slot)) pool.add(slot, SLOT_LEAVING);
       else pool.release(slot);
     }
-    return written.size === 0 || this.#giveUp([...written]);
+    for (const vpn of here) memory.forget(vpn);
+    return (written.size === 0 && !stores) || this.#giveUp([...written]);
   };
 
   #mayBeWritten(slot: number): boolean {
@@ -261,7 +267,8 @@ export class MmuCore {
 
   /** Makes `count` pages of the pool free, as far as that is possible; returns how many were given up for it. */
   async makeRoom(count: number, touched: boolean): Promise<number> {
-    const { pool } = this;
+    const { pool, memory } = this;
+    if (pool.free < count) memory.reap();
     if (pool.free >= count) return 0;
     const victims = pool
       .chooseVictims(count - pool.free, touched)
@@ -274,6 +281,8 @@ export class MmuCore {
       given++;
     }
     this.counts.evictedPages += given;
+    // Without `touched` somebody asks who can do with less: what lives here stays.
+    if (touched && pool.free < count) await memory.evict(count - pool.free);
     return given;
   }
 
@@ -288,6 +297,7 @@ export class MmuCore {
       .sort((a, b) => a - b);
     this.table.clear();
     for (const slot of pool.byPage.values()) pool.release(slot);
+    this.memory.lose(cause);
     for (let k = 0; k < gone.length;) {
       let count = 1;
       while (gone[k + count] === gone[k]! + count) count++;
@@ -315,7 +325,7 @@ export class MmuCore {
   async fill(wanted: readonly Wanted[]): Promise<number> {
     const gpu = this.usableGpu("run");
     const slots = this.pool.takeFree(wanted.length);
-    const uploader = new Uploader(gpu, this.pageSize);
+    const uploader = this.uploader(gpu);
     const before = this.counts.uploadedPages;
     let turn = performance.now();
     try {
@@ -331,6 +341,10 @@ export class MmuCore {
     return this.counts.uploadedPages - before;
   }
 
+  uploader(gpu: MmuDevice): Uploader {
+    return new Uploader(gpu, this.pageSize);
+  }
+
   /** Fills what lies together from `wanted[k]` on, or leaves it out; returns how many pages that were. */
   async #fillStretch(
     wanted: readonly Wanted[],
@@ -338,15 +352,15 @@ export class MmuCore {
     slots: readonly number[],
     uploader: Uploader,
   ): Promise<number> {
-    const { interval, space, pageSize } = this;
+    const { interval, space, pageSize, memory: here } = this;
+    const { memory } = space;
+    const { owner } = here;
     const { vpn, write, firm } = wanted[k]!;
     const { start } = this.rangeOf(vpn);
     const most = Math.min(FILL_PAGES, slots.length - k);
     let pages = 1;
     while (pages < most && wanted[k + pages]!.vpn === vpn + pages && wanted[k + pages]!.write === write)
       pages++;
-    // What rangeFault() needs of it, which is all that a space knows of its memory.
-    const memory = { agent: space.agent, mm: space.mm, pageSize } as unknown as PhysicalMemory;
     const access = write ? "rw" : "r";
     const deadline = performance.now() + FILL_TIMEOUT_MS;
     for (;;) {
@@ -354,19 +368,42 @@ export class MmuCore {
       const length = pages * pageSize;
       try {
         // First: each page that is copied on write is an invalidation of its own, which would overtake the fill.
-        if (write) await space.populate(start, length, "rw");
+        // But it would bring back what lives here.
+        if (write && here.pages === 0) await space.populate(start, length, "rw");
         const seq = interval.tryReadBegin() ?? (await interval.readBegin());
-        await rangeFault(interval, { memory, space, seq, start, length, entries: this.#snapshot, access });
+        await rangeFault(interval, {
+          memory,
+          space,
+          seq,
+          start,
+          length,
+          entries: this.#snapshot,
+          access,
+          owner,
+        });
         if (!interval.readRetry(seq)) {
           // P1: nothing between the check and here.
-          for (let n = 0; n < pages; n++)
-            this.#install(vpn + n, hmmPfn(this.#snapshot[n]!), write, slots[k + n]!, uploader);
-          return pages;
+          let shared = -1;
+          for (let n = 0; n < pages && shared < 0; n++) {
+            const entry = this.#snapshot[n]!;
+            const writable = (entry & HMM_WRITE) !== 0;
+            if (!here.has(hmmPfn(entry)))
+              this.#install(vpn + n, hmmPfn(entry), write, slots[k + n]!, uploader);
+            else if (write && !writable) shared = n;
+            else here.install(vpn + n, hmmPfn(entry), writable);
+          }
+          if (shared < 0) return pages;
+          if (shared > 0) return shared;
+          // It lives here, and a child of fork has it, too: it is copied in frames.
+          await here.migrateBack(vpn, vpn + 1);
+          pages = 1;
+          continue;
         }
-      } catch (error) {
+      } catch (thrown) {
+        const error = asAccess(thrown);
         if (!isMmError(error, "EBUSY")) {
           const good = this.#goodPages(error, start, pages);
-          if (good === 0 && (firm || !isBadAccess(error))) throw error;
+          if (good === 0 && (firm || !isBadAccess(error))) throw error as Error;
           if (good === 0) return 1;
           pages = good;
           continue;
@@ -418,7 +455,7 @@ export class MmuCore {
       const wants = pool.has(slot, SLOT_LEAVING) ? -1 : slot;
       if (mapped !== wants) return `page ${vpn} is in slot ${slot}, the table says ${mapped}`;
     }
-    return pool.check();
+    return this.memory.check() ?? pool.check();
   }
 }
 

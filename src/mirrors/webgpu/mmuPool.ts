@@ -4,6 +4,8 @@
  *   state      in byPage  in the device's table  from -> to
  *   free       no         no                     -> resident by install()
  *   resident   yes        yes                    -> leaving by leave(), -> free by release()
+ *   held       no         by any page that       a page of the device memory lives there, see mmuMemory.ts; from free by
+ *                         lives there            hold(), -> free by release()
  *   leaving    yes        no                     bytes written by the GPU are on their way to the frame; -> free by release()
  *
  * Whoever changes the device's table changes the state with it: gpuMmu.ts.
@@ -18,6 +20,7 @@ export const SLOT_WATCHED = 0x20; //  the copy is good for as long as the page-t
 export const SLOT_DOUBTFUL = 0x40; // the page may have been stored to since it was copied
 
 const FREE = -1;
+const HELD = -2;
 
 export class MmuPool {
   readonly pages: number;
@@ -76,8 +79,20 @@ export class MmuPool {
     this.#free--;
   }
 
+  /** Gives a free slot to a page of the device memory. */
+  hold(slot: number, pfn: number): void {
+    this.#vpns[slot] = HELD;
+    this.#pfns[slot] = pfn;
+    this.#flags[slot] = 0;
+    this.#free--;
+  }
+
+  isHeld(slot: number): boolean {
+    return this.#vpns[slot] === HELD;
+  }
+
   release(slot: number): void {
-    this.byPage.delete(this.#vpns[slot]!);
+    if (this.#vpns[slot]! >= 0) this.byPage.delete(this.#vpns[slot]!);
     this.#vpns[slot] = FREE;
     this.#flags[slot] = 0;
     this.#generations[slot] = this.#generations[slot]! + 1;
@@ -124,7 +139,7 @@ export class MmuPool {
       for (let k = 0; k < this.pages && victims.length < count; k++) {
         const slot = this.#hand;
         this.#hand = slot + 1 === this.pages ? 0 : slot + 1;
-        if (this.#vpns[slot] === FREE || chosen[slot] === 1 || this.has(slot, SLOT_LEAVING)) continue;
+        if (this.#vpns[slot]! < 0 || chosen[slot] === 1 || this.has(slot, SLOT_LEAVING)) continue;
         if (pass < 2 && this.has(slot, SLOT_TOUCHED)) continue;
         if (pass === 0 && this.has(slot, SLOT_REFERENCED)) {
           this.drop(slot, SLOT_REFERENCED);
@@ -140,15 +155,17 @@ export class MmuPool {
   /** The first broken invariant, or undefined. */
   check(): string | undefined {
     let used = 0;
+    let held = 0;
     for (let slot = 0; slot < this.pages; slot++) {
-      if (this.#vpns[slot] === FREE) continue;
+      if (this.isHeld(slot)) held++;
+      if (this.#vpns[slot]! < 0) continue;
       used++;
       if (this.byPage.get(this.#vpns[slot]!) !== slot)
         return `slot ${slot} holds page ${this.#vpns[slot]}, which is elsewhere`;
     }
     if (used !== this.byPage.size) return `${used} slots in use, ${this.byPage.size} pages known`;
-    if (used + this.#free !== this.pages)
-      return `${used} slots in use and ${this.#free} free of ${this.pages}`;
+    if (used + held + this.#free !== this.pages)
+      return `${used} slots in use, ${held} held and ${this.#free} free of ${this.pages}`;
     return undefined;
   }
 }
