@@ -17,6 +17,7 @@
  *   write           read-only  private, sole owner  the entry becomes writable and exclusive   -
  *   write           read-only  private              copy-on-write                              CLEAR, one page
  *   any             guard      any                  SegvError                                  -
+ *   any             no rights  away in a device     its owner brings the bytes home            CLEAR, one page
  *
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
@@ -50,6 +51,7 @@ import {
   type Pte,
   SP_FAULTQ,
   SP_MMAP_LOCK,
+  SP_TRACKERS,
   VM_PROT,
   VM_SHARED,
   VM_WRITE,
@@ -79,8 +81,10 @@ import {
 import { radixFind } from "./radix.ts";
 import { ensureEntry, loadPte, noTables } from "./pageTables.ts";
 import { allocFrameOp } from "./reclaim.ts";
+import { noteFileWrite } from "./rmap.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
+import { isAway, noteWrite } from "./trackers.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
 
@@ -97,6 +101,7 @@ export const FAULT_LOCKED = 8; //   the page is locked; see `need`
 export const FAULT_COW = 9; //      needs copy-on-write, which waits
 export const FAULT_CONTENDED = 10; // mmapLock is taken
 export const FAULT_MAPPED = 11; //  the page is mapped as often as can be counted
+export const FAULT_AWAY = 12; //    its newest bytes are in a device
 
 /**
  * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
@@ -129,6 +134,11 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (vma === 0) return FAULT_MAPERR;
   const flags = vmaFlags(space, vma);
   if ((flags & (write ? VM_WRITE : VM_PROT)) === 0) return FAULT_ACCERR;
+  if (agent.words[space.slot + SP_TRACKERS] !== 0) {
+    if (isAway(space, vpn)) return FAULT_AWAY;
+    // Before the store becomes possible: who collects what was written holds mmapLock for writing.
+    if (write) noteWrite(space, vpn);
+  }
   const entry = ensureEntry(space, vpn);
   if (entry === 0) return FAULT_ARENA;
   const pte = agent.words[entry]!; // plain: every change from here on is a compare-exchange
@@ -185,6 +195,7 @@ function faultWriteProtected(
   }
   if (Atomics.load(agent.words, entry) === pte) {
     mm.frames.setFlags(pfn, PG_DIRTY);
+    noteFileWrite(file, fileIndexOf(space, vma, vpn));
     setBits(space, entry, pte, PTE_WRITTEN);
   }
   mm.frames.unlockFolio(pfn);
@@ -294,7 +305,10 @@ function mapLocked(
     frames.put(pfn);
     return FAULT_DONE;
   }
-  if ((bits & PTE_WRITE) !== 0) frames.setFlags(pfn, PG_DIRTY);
+  if ((bits & PTE_WRITE) !== 0) {
+    frames.setFlags(pfn, PG_DIRTY);
+    noteFileWrite(file, index);
+  }
   const counted = frames.tryMap(pfn);
   const pte = makePte(pfn, PTE_VALID | PTE_READ | bits);
   const mapped = counted && Atomics.compareExchange(space.agent.words, entry, 0, pte) === 0;
@@ -399,11 +413,32 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
       // The reference keeps the page from being reclaimed before we have mapped it.
       else if (result === FAULT_PAGE) held = yield* getPageOp(need.file!, need.index, address);
       else if (result === FAULT_LOCKED) yield* waitUnlockedOp(space, need.pfn);
+      else if (result === FAULT_AWAY) yield* bringHomeOp(space, vpn, address);
     }
   } finally {
     if (held !== 0) mm.frames.put(held);
     for (const file of files) unuseFile(mm, file);
   }
+}
+
+/**
+ * Has a page brought home from the device that has its newest bytes. Linux: remove_device_exclusive_entry(), which raises
+ * CLEAR, too. Preconditions: no lock held. Errors: ECALLBACK; BusError if nobody has them any more.
+ */
+function* bringHomeOp(space: SpaceCore, vpn: number, address: number): Op<void> {
+  const { agent, mm } = space;
+  const c = space.notifiers.context;
+  const blockable = agent.current?.mode !== "try";
+  const [start, end] = [vpn * mm.pageSize, (vpn + 1) * mm.pageSize];
+  const range = makeRange(c.space, start, end, MmuNotifierEvent.Clear, blockable);
+  const rest = openRange(c, range, false);
+  if (rest) yield* rest;
+  mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+  endOpenRange(c, range);
+  mm.protect(space.slot);
+  const still = isAway(space, vpn);
+  mm.unprotect();
+  if (still) throw new BusError("access", address, "its newest bytes were in a device whose agent has ended");
 }
 
 export function checkLive(space: SpaceCore, operation: string): void {

@@ -29,7 +29,8 @@ export const MM_HELD_RUNS: number = MM_PINS + 64; // O (reaper once)  per agent:
 export const MM_PROTECTED: number = MM_HELD_RUNS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
 export const FUTEX_BUCKETS = 64;
 export const MM_FUTEXES: number = MM_PROTECTED + 64; // A  buckets of two words: see futex.ts
-export const MM_COUNTERS: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // O  per agent: COUNTER_WORDS counters
+export const MM_TRACKERS: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // A  write trackers of all spaces: see trackers.ts
+export const MM_COUNTERS: number = MM_TRACKERS + 16; // O  per agent: COUNTER_WORDS counters
 export const COUNTER_WORDS = 32;
 export const mmWords = (maxAgents: number): number => MM_COUNTERS + maxAgents * COUNTER_WORDS;
 
@@ -55,6 +56,7 @@ export const SP_COLD_COUNT = 7; // A (set under M)  bits of SP_COLD
 export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled
 export const SP_COLD: number = SP_FAULTQ + QUEUE_WORDS; // A (set under M)  a bit for each entry of the top table: see pageTables.ts
 export const SP_SHARED: number = SP_COLD + 64; // A (set under M)  tables shared with other spaces, at most: see pageTables.ts
+export const SP_TRACKERS: number = SP_COLD + 65; // M  newest write tracker: see trackers.ts
 export const SP_MMAP_LOCK: number = SP_COLD + 64 + 2;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
