@@ -17,7 +17,7 @@
  *   write           read-only  private, sole owner  the entry becomes writable and exclusive   -
  *   write           read-only  private              copy-on-write                              CLEAR, one page
  *   any             guard      any                  SegvError                                  -
- *   any             no rights  away in a device     its owner brings the bytes home            CLEAR, one page
+ *   any             no rights  away in a device     its owner brings the bytes home            PROTECTION_PAGE, one page
  *
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
@@ -422,18 +422,18 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
 }
 
 /**
- * Has a page brought home from the device that has its newest bytes. Linux: remove_device_exclusive_entry(), which raises
- * CLEAR, too. Preconditions: no lock held. Errors: ECALLBACK; BusError if nobody has them any more.
+ * Has a page brought home from the device that has its newest bytes, and may keep them for reading: see writeTracker.ts.
+ * Preconditions: no lock held. Errors: ECALLBACK; BusError if nobody has them any more.
  */
 function* bringHomeOp(space: SpaceCore, vpn: number, address: number): Op<void> {
   const { agent, mm } = space;
   const c = space.notifiers.context;
   const blockable = agent.current?.mode !== "try";
   const [start, end] = [vpn * mm.pageSize, (vpn + 1) * mm.pageSize];
-  const range = makeRange(c.space, start, end, MmuNotifierEvent.Clear, blockable);
+  const range = makeRange(c.space, start, end, MmuNotifierEvent.ProtectionPage, blockable);
   const rest = openRange(c, range, false);
   if (rest) yield* rest;
-  mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
+  mm.count(CT_EVENTS + MmuNotifierEvent.ProtectionPage);
   endOpenRange(c, range);
   mm.protect(space.slot);
   const still = isAway(space, vpn);

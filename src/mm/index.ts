@@ -31,5 +31,5 @@ export { faultOp } from "./fault.ts";
 export { usingOp } from "./lifetime.ts";
 export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
-export { type AwayPage, WriteTracker } from "./writeTracker.ts";
+export { WriteTracker } from "./writeTracker.ts";
 export { loadPte } from "./pageTables.ts";

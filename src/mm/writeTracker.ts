@@ -19,8 +19,9 @@
  *       writable. The bit is set under mmapLock for writing. It is cleared by the owner once the bytes are in the frame.
  *   W4  The list changes under mmapLock for writing; who walks it has mmapLock, or protects the space.
  *
- * A fault at a page that is away raises CLEAR for it, as the end of a device's exclusive access does in Linux: the owner's
- * interval hears it and brings the bytes home before it answers.
+ * A fault at a page that is away raises PROTECTION_PAGE for it: the owner's interval hears it and brings the bytes home
+ * before it answers. Linux raises CLEAR where a device's exclusive access ends; a device of this kind has a copy, which it may
+ * keep for reading.
  *
  * Lock order: mmapLock > folio lock (tried only).
  */
@@ -29,10 +30,19 @@ import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { makeRange, MmuNotifierEvent, type OpenRange, type OwnerId } from "../notifier/index.ts";
 import { type Op, runAsync } from "../sched/index.ts";
 import type { Slot } from "../units.ts";
-import { MM_TRACKERS, SP_TRACKERS } from "./layout.ts";
+import { MM_OWNERS, MM_TRACKERS, SP_TRACKERS } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { type FileCore, fileAt, mapsFilePage } from "./pageCache.ts";
-import { isValid, pfnOfPte, PTE_EXCLUSIVE, PTE_READ, PTE_WRITE } from "./pte.ts";
+import {
+  isValid,
+  pfnOfPte,
+  PTE_DIRTY,
+  PTE_EXCLUSIVE,
+  PTE_READ,
+  PTE_SOFT_DIRTY,
+  PTE_VALID,
+  PTE_WRITE,
+} from "./pte.ts";
 import { loadPte } from "./pageTables.ts";
 import { radixFind } from "./radix.ts";
 import { close, extentOf, open, writingOp, writingPlainOp } from "./ranges.ts";
@@ -58,11 +68,8 @@ type Tracker = Slot<"tracker">;
 /** Pages of a file that are protected together at most. */
 const RUN_PAGES = 256;
 
-/** A page that was taken from the CPUs, and its frame. */
-export interface AwayPage {
-  readonly page: number;
-  readonly pfn: number;
-}
+/** What a page has that may go to a device. */
+const OWN: number = PTE_VALID | PTE_EXCLUSIVE;
 
 /**
  * Which pages of one range have been written. Pages are numbered from the range's first. For the agent that made it; the
@@ -70,6 +77,8 @@ export interface AwayPage {
  */
 export class WriteTracker {
   readonly pages: number;
+  /** Who the EXCLUSIVE ranges of sendAway() are by: its owner leaves them out. */
+  readonly owner: OwnerId;
   readonly #space: SpaceCore;
   readonly #at: Tracker;
   readonly #first: number;
@@ -80,6 +89,7 @@ export class WriteTracker {
     this.#at = at;
     this.#first = first;
     this.pages = pages;
+    this.owner = Atomics.add(space.agent.words, space.mm.header + MM_OWNERS, 1) + 1;
   }
 
   /** Begins to track `[start, start + length)` (bytes, page aligned); every page counts as written. May wait. Errors: EINVAL, ENOMEM, ESRCH. */
@@ -141,22 +151,22 @@ export class WriteTracker {
 
   /**
    * Takes write permission from pages (ascending), and counts them as not written from one moment on: a store before it
-   * is in the bytes, a store after it sets the bit again. A page stays written that no valid entry maps, or that somebody
-   * may go on to write to: its lock is taken, or it is held by a view or a pin. Raises PROTECTION_PAGE for what was writable. May wait. Errors: ECALLBACK, ESRCH.
+   * is in the bytes, a store after it sets the bit again. Pages stay written that no valid entry maps, or that somebody
+   * may go on to write to: their lock is taken, or a view or a pin holds them. Returns how many were taken. Raises one
+   * PROTECTION_PAGE from the first to the last that was writable, as PAGEMAP_SCAN does. May wait. Errors: ECALLBACK, ESRCH.
    */
-  take(pages: readonly number[]): Promise<void> {
-    return runAsync(this.#space.agent, this.#takeOp(pages));
-  }
-
-  *#takeOp(pages: readonly number[]): Op<void> {
+  take(pages: readonly number[]): Promise<number> {
     const space = this.#space;
-    const { mm } = space;
-    yield* writingOp(space, "trackWrites", () => this.#takeLockedOp(mm, space, pages));
+    return runAsync(
+      space.agent,
+      writingOp(space, "trackWrites", () => this.#takeLockedOp(space.mm, space, pages)),
+    );
   }
 
-  *#takeLockedOp(mm: Mm, space: SpaceCore, pages: readonly number[]): Op<void> {
-    const own: AwayPage[] = [];
+  *#takeLockedOp(mm: Mm, space: SpaceCore, pages: readonly number[]): Op<number> {
+    const own: { readonly page: number; readonly pfn: number }[] = [];
     const writable: number[] = [];
+    let taken = 0;
     const files: FilePage[] = [];
     for (const page of pages) {
       const vpn = this.#first + page;
@@ -171,16 +181,27 @@ export class WriteTracker {
       own.push({ page, pfn });
       if ((pte & PTE_WRITE) !== 0) writable.push(vpn);
     }
-    yield* reduceOp(space, writable, PTE_WRITE, MmuNotifierEvent.ProtectionPage);
+    // Pages that are away in between would be brought home for nothing.
+    const apart =
+      writable.length > 1 && this.away(writable[0]! - this.#first, writable.at(-1)! - this.#first).length > 0;
+    yield* reduceOp(space, writable, PTE_WRITE, apart, MmuNotifierEvent.ProtectionPage);
     const held = anyHeldRuns(mm);
     for (const { page, pfn } of own) {
-      if (!held || pfn === ZERO_PFN || mm.frames.refcount(pfn) <= mm.frames.mapcount(pfn)) this.#clear(page);
+      if (held && pfn !== ZERO_PFN && mm.frames.refcount(pfn) > mm.frames.mapcount(pfn)) continue;
+      this.#clear(page);
+      taken++;
     }
-    for (let k = 0; k < files.length;) k += yield* this.#takeFileRunOp(mm, files, k);
+    for (let k = 0; k < files.length;) {
+      const run = yield* this.#takeFileRunOp(mm, files, k);
+      k += run.pages;
+      taken += run.taken;
+    }
+    return taken;
   }
 
-  /** The pages of `files` from `k` on that follow each other in their file. Returns how many. */
-  *#takeFileRunOp(mm: Mm, files: readonly FilePage[], k: number): Op<number> {
+  /** The pages of `files` from `k` on that follow each other in their file. Returns how many these are. */
+  *#takeFileRunOp(mm: Mm, files: readonly FilePage[], k: number): Op<{ pages: number; taken: number }> {
+    let taken = 0;
     const { frames } = mm;
     const { file, index } = files[k]!;
     const locked: FilePage[] = [];
@@ -207,7 +228,10 @@ export class WriteTracker {
         const pte = loadPte(this.#space, this.#first + page);
         const mapped = isValid(pte) && pfnOfPte(pte) === pfn && file.frameOf(at) === pfn;
         // Besides the mappings: the cache's reference and ours.
-        if (mapped && (!held || frames.refcount(pfn) <= frames.mapcount(pfn) + 2)) this.#clear(page);
+        if (mapped && (!held || frames.refcount(pfn) <= frames.mapcount(pfn) + 2)) {
+          this.#clear(page);
+          taken++;
+        }
       }
     } finally {
       for (const { pfn } of locked) {
@@ -215,7 +239,7 @@ export class WriteTracker {
         frames.put(pfn);
       }
     }
-    return n;
+    return { pages: n, taken };
   }
 
   #clear(page: number): void {
@@ -223,36 +247,42 @@ export class WriteTracker {
   }
 
   /**
-   * Takes pages (ascending) from the CPUs: the next access of any agent raises CLEAR for the page, and waits until
-   * comeHome() has been called for it. Returns those for which that is so, with their frames; they stay the pages' own as long as they are
-   * away. Not possible for pages of files, for pages that are not the mapping's own yet (populate() for writing first), and for
-   * what a view or a pin holds. Raises EXCLUSIVE with `owner`. May wait. Errors: ECALLBACK, ESRCH.
+   * Takes pages (ascending) from the CPUs: the next access of any agent raises PROTECTION_PAGE for the page, and goes on once
+   * comeHome() has been called for it. Calls `sent` for each page for which that is so, before anybody can see it, with
+   * the frame, which stays the page's as long as it is away. Not possible for pages of files, for pages that are not the
+   * mapping's own yet (populate() for writing first), and for what a view or a pin holds. The pages count as dirty. Raises EXCLUSIVE, with
+   * `owner`. May wait. Errors: ECALLBACK, ESRCH.
    */
-  sendAway(pages: readonly number[], owner: OwnerId): Promise<AwayPage[]> {
+  sendAway(pages: readonly number[], sent: (page: number, pfn: number) => void): Promise<void> {
     const space = this.#space;
     return runAsync(
       space.agent,
-      writingOp(space, "trackWrites", () => this.#sendAwayLockedOp(space, pages, owner)),
+      writingOp(space, "trackWrites", () => this.#sendAwayLockedOp(space, pages, sent)),
     );
   }
 
-  *#sendAwayLockedOp(space: SpaceCore, pages: readonly number[], owner: OwnerId): Op<AwayPage[]> {
+  *#sendAwayLockedOp(
+    space: SpaceCore,
+    pages: readonly number[],
+    sent: (page: number, pfn: number) => void,
+  ): Op<void> {
     const { mm } = space;
     const w = space.agent.words;
-    const own: AwayPage[] = [];
-    for (const page of pages) {
-      const pte = loadPte(space, this.#first + page);
-      if (isValid(pte) && (pte & PTE_EXCLUSIVE) !== 0 && !isAway(space, this.#first + page))
-        own.push({ page, pfn: pfnOfPte(pte) });
-    }
-    const vpns = own.map(({ page }) => this.#first + page);
-    yield* reduceOp(space, vpns, PTE_READ | PTE_WRITE, MmuNotifierEvent.Exclusive, owner);
+    const vpns = pages
+      .map((page) => this.#first + page)
+      .filter((vpn) => (loadPte(space, vpn) & OWN) === OWN && !isAway(space, vpn));
+    yield* reduceOp(space, vpns, PTE_READ | PTE_WRITE, true, MmuNotifierEvent.Exclusive, this.owner);
     const held = anyHeldRuns(mm);
-    // What cannot go gets its rights back by the next fault.
-    const away = own.filter(({ pfn }) => !held || mm.frames.refcount(pfn) <= mm.frames.mapcount(pfn));
     const bits = awayAt(this.#at, this.pages);
-    for (const { page } of away) Atomics.or(w, bits + (page >>> 5), 1 << (page & 31));
-    return away;
+    for (const vpn of vpns) {
+      const entry = radixFind(w, space.pgd, vpn);
+      const pfn = pfnOfPte(Atomics.or(w, entry, PTE_DIRTY | PTE_SOFT_DIRTY));
+      // What cannot go gets its rights back by the next fault.
+      if (held && mm.frames.refcount(pfn) > mm.frames.mapcount(pfn)) continue;
+      const page = vpn - this.#first;
+      sent(page, pfn);
+      Atomics.or(w, bits + (page >>> 5), 1 << (page & 31));
+    }
   }
 
   /** Lets the CPUs have pages `[first, end)` again. Allowed in callbacks. Preconditions: their bytes are in the frames, or given up. */
@@ -298,43 +328,52 @@ interface FilePage {
 }
 
 /**
- * Takes rights from pages (ascending), each run of them between a start and its end, and waits until nobody uses them any
- * more. Preconditions: mmapLock for writing; pages that only operations under it change.
+ * Takes rights from pages (ascending) between a start and its end, one for each run with `apart`, and waits until nobody
+ * uses them any more. Preconditions: mmapLock for writing; pages that only operations under it change.
  */
 function* reduceOp(
   space: SpaceCore,
   vpns: readonly number[],
   clear: number,
+  apart: boolean,
   event: MmuNotifierEvent,
   owner?: OwnerId,
 ): Op<void> {
-  const { mm } = space;
-  const { pageSize } = mm;
+  if (vpns.length === 0) return;
+  const { pageSize } = space.mm;
+  const runs = runsOf(vpns);
+  const told = apart ? runs : [{ first: runs[0]!.first, end: runs.at(-1)!.end }];
   const ranges: OpenRange[] = [];
   try {
     // All open at once, as fork's are: one wait for the acknowledgements of all.
-    for (let k = 0; k < vpns.length;) {
-      let n = 1;
-      while (vpns[k + n] === vpns[k]! + n) n++;
+    for (const { first, end } of told) {
       const blockable = space.agent.current?.mode !== "try";
-      const c = space.notifiers.context;
-      const [start, end] = [vpns[k]! * pageSize, (vpns[k]! + n) * pageSize];
-      const range = makeRange(c.space, start, end, event, blockable, owner);
+      const { space: subject } = space.notifiers.context;
+      const range = makeRange(subject, first * pageSize, end * pageSize, event, blockable, owner);
       const rest = open(space, range);
       if (rest) yield* rest;
       ranges.push(range);
-      k += n;
     }
     const acks: PendingAck[] = [];
-    for (const { start, end } of ranges) {
-      const [first, last] = [start / pageSize, end / pageSize];
-      for (let vpn = first; vpn < last; vpn++) clearBits(space, vpn, clear);
-      acks.push(...markRange(space, first, last));
+    for (const { first, end } of runs) {
+      for (let vpn = first; vpn < end; vpn++) clearBits(space, vpn, clear);
+      acks.push(...markRange(space, first, end));
     }
     yield* awaitAcksOp(space, acks);
   } finally {
     for (const range of ranges.reverse()) close(space, range);
   }
+}
+
+/** What follows each other in an ascending list. */
+function runsOf(vpns: readonly number[]): { readonly first: number; readonly end: number }[] {
+  const runs: { first: number; end: number }[] = [];
+  for (const vpn of vpns) {
+    const last = runs.at(-1);
+    if (last?.end === vpn) last.end++;
+    else runs.push({ first: vpn, end: vpn + 1 });
+  }
+  return runs;
 }
 
 function clearBits(space: SpaceCore, vpn: number, clear: number): void {
