@@ -3,4 +3,9 @@
  * browser's, or that of the npm package `webgpu` in Node.
  */
 /// <reference types="@webgpu/types" />
-export {};
+export {
+  mirrorRange,
+  type RangeMirror,
+  type RangeMirrorCounts,
+  type RangeMirrorOptions,
+} from "./mirrors/webgpu/index.ts";

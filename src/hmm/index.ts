@@ -8,3 +8,4 @@ export {
   rangeFaultOp,
   type RangeFaultVariants,
 } from "./rangeFault.ts";
+export { frameBytes, NO_FRAME, snapshotPages } from "./snapshotPages.ts";

@@ -28,7 +28,7 @@ export {
 export type { WaitResult } from "./waitWord.ts";
 // For the rows above.
 export { faultOp } from "./fault.ts";
-export { usingOp } from "./lifetime.ts";
+export { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
 export { WriteTracker } from "./writeTracker.ts";
