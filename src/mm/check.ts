@@ -242,7 +242,7 @@ export function checkMemory(mm: Mm): string | undefined {
         const fault = checkEntry(space, findVma(space, (vpn + k) * mm.pageSize), vpn + k, pte);
         if (fault !== undefined) note(`${where} ${fault}`);
         const pfn = pfnOfPte(pte);
-        if ((pte & PTE_WRITE) !== 0 && unwritten.has(pfn))
+        if (!isShared && (pte & PTE_WRITE) !== 0 && unwritten.has(pfn))
           note(`W1: ${where} is writable, and its frame ${pfn} counts as not written`);
         places[pfn]!++;
         if (others) continue; // one mapping for all who have the table

@@ -411,7 +411,7 @@ describe("what the GPU writes", () => {
     ])
       expect(refused).toThrow(/EAGAIN/);
     expect(mirror.writtenRanges).toHaveLength(1);
-    await space.try.munmap(start + 4 * PAGE, PAGE);
+    space.try.munmap(start + 4 * PAGE, PAGE);
     await mirror.remove();
   });
 

@@ -75,6 +75,15 @@ const DONE: Promise<void> = Promise.resolve();
 
 type Ended = "the mirror has been removed" | "the space is exiting or has exited";
 
+/** What one call of sync() has come to. */
+interface Sync {
+  readonly deadline: number;
+  /** Pages that are the same from now on; the others stay stale. */
+  taken: number;
+  /** Why the first page that cannot be read cannot. */
+  failure: MmError | undefined;
+}
+
 /** Bytes on their way home. */
 interface Homecoming {
   readonly first: number;
@@ -232,7 +241,7 @@ export class RangeMirror implements AsyncDisposable {
    * what it promises. Pages that are not in memory are brought in; what is away and stale comes home first. A view or a pin
    * for writing keeps its pages stale. May wait; where nothing is stale it returns at once.
    *
-   * Errors: SegvError and BusError as an access where a page cannot be read (the others may have been uploaded; it stays stale);
+   * Errors: SegvError and BusError as an access for the first page that cannot be read (it stays stale; all others are uploaded);
    * EIO where the device is lost (see recover()), or refuses the upload; EBUSY where invalidations overtook it for
    * 10 seconds; ENOMEM, ESRCH.
    */
@@ -278,49 +287,48 @@ export class RangeMirror implements AsyncDisposable {
     }
     this.#seen = Number.NaN;
     this.#counts.syncs++;
-    const deadline = performance.now() + SYNC_TIMEOUT_MS;
-    let taken = 0;
+    const sync: Sync = { deadline: performance.now() + SYNC_TIMEOUT_MS, taken: 0, failure: undefined };
     for (let k = 0; k < stale.length; k += this.#frames.length)
-      taken += await this.#upload(stale.slice(k, k + this.#frames.length), deadline);
-    if (taken === stale.length) this.#seen = changes;
+      await this.#upload(stale.slice(k, k + this.#frames.length), sync);
+    if (sync.failure !== undefined) throw sync.failure;
+    if (sync.taken === stale.length) this.#seen = changes;
   }
 
-  /** Returns how many of the pages are the same from now on; the others stay stale. */
-  async #upload(pages: readonly number[], deadline: number): Promise<number> {
-    if (this.#isOut(pages[0]!, pages.at(-1)! + 1))
-      for (const { first, end } of runsOf(pages)) await this.#bringHome(first, end);
-    await this.#bringIn(pages);
-    const taken = await this.#tracker.take(pages); // G1
+  /** Uploads pages that can be read. */
+  async #upload(stale: readonly number[], sync: Sync): Promise<void> {
+    if (this.#isOut(stale[0]!, stale.at(-1)! + 1))
+      for (const { first, end } of runsOf(stale)) await this.#bringHome(first, end);
+    const pages = await this.#bringIn(stale, sync);
+    if (pages.length === 0) return;
+    sync.taken += await this.#tracker.take(pages); // G1
     for (;;) {
       const seq = this.#interval.tryReadBegin() ?? (await this.#interval.readBegin());
+      // Pages have gone again: fewer at a time need fewer frames.
       if (snapshotPages(this.#space, this.#first, pages, this.#frames) > 0) {
-        this.#checkDeadline(pages, deadline);
-        if (pages.length === 1) await this.#bringIn(pages);
-        else return await this.#uploadHalves(pages, deadline);
-        continue;
+        this.#checkDeadline(pages, sync);
+        const half = Math.max(1, pages.length >>> 1);
+        await this.#upload(pages.slice(0, half), sync);
+        if (half < pages.length) await this.#upload(pages.slice(half), sync);
+        return;
       }
       this.#copy(pages);
       if (!this.#interval.readRetry(seq)) break; // G2: nothing but the upload follows
       this.#counts.retries++;
-      this.#checkDeadline(pages, deadline);
+      this.#checkDeadline(pages, sync);
     }
     try {
       await this.#write(pages);
     } catch (error) {
-      if (this.#ended === undefined) for (const page of pages) this.#tracker.mark(page, page + 1);
+      this.#mark(pages);
       throw error;
     }
-    return taken;
   }
 
-  /** Where pages have gone before all could be copied: fewer at a time need fewer frames. */
-  async #uploadHalves(pages: readonly number[], deadline: number): Promise<number> {
-    const half = pages.length >>> 1;
-    const taken = await this.#upload(pages.slice(0, half), deadline);
-    return taken + (await this.#upload(pages.slice(half), deadline));
+  #mark(pages: readonly number[]): void {
+    if (this.#ended === undefined) for (const page of pages) this.#tracker.mark(page, page + 1);
   }
 
-  #checkDeadline(pages: readonly number[], deadline: number): void {
+  #checkDeadline(pages: readonly number[], { deadline }: Sync): void {
     if (performance.now() < deadline) return;
     throw new MmError(
       "EBUSY",
@@ -330,13 +338,27 @@ export class RangeMirror implements AsyncDisposable {
     );
   }
 
-  /** Faults in what is missing. Errors: as an access. */
-  async #bringIn(pages: readonly number[]): Promise<void> {
+  /** Faults in what is missing. Returns the pages that can be read; of the others it notes the first error. */
+  async #bringIn(pages: readonly number[], sync: Sync): Promise<readonly number[]> {
     const frames = this.#frames;
-    if (snapshotPages(this.#space, this.#first, pages, frames) === 0) return;
+    if (snapshotPages(this.#space, this.#first, pages, frames) === 0) return pages;
     const missing = pages.filter((_, k) => frames[k] === NO_FRAME);
-    for (const { first, end } of runsOf(missing))
-      await this.#space.populate(this.#addressOf(first), (end - first) * this.pageSize, "r");
+    const refused = new Set<number>();
+    for (const { first, end } of runsOf(missing)) {
+      // What comes before an error has been brought in: it goes on after the page that is refused.
+      for (let page = first; page < end; page++) {
+        try {
+          await this.#space.populate(this.#addressOf(page), (end - page) * this.pageSize, "r");
+          break;
+        } catch (error) {
+          if (!isMmError(error) || !("address" in error)) throw error;
+          page = Math.floor(Number(error.address) / this.pageSize) - this.#first;
+          refused.add(page);
+          sync.failure ??= error;
+        }
+      }
+    }
+    return refused.size === 0 ? pages : pages.filter((page) => !refused.has(page));
   }
 
   /** Copies the pages of the snapshot together, those whose frames lie together at once. */
@@ -440,6 +462,8 @@ export class RangeMirror implements AsyncDisposable {
         failure ??= error;
       }
     }
+    // Whatever becomes of them: the buffer has bytes there that the space may never have.
+    this.#mark(left());
     await this.#tracker.sendAway(left(), sent);
     const rest = runsOf(left()).map((run) => ({
       start: Math.max(start, run.first * pageSize),
