@@ -30,7 +30,7 @@ import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { makeRange, MmuNotifierEvent, type OpenRange, type OwnerId } from "../notifier/index.ts";
 import { type Op, runAsync } from "../sched/index.ts";
 import type { Slot } from "../units.ts";
-import { MM_OWNERS, MM_TRACKERS, SP_TRACKERS } from "./layout.ts";
+import { MM_OWNERS, MM_TRACKERS, SP_TRACKERS, VM_WRITE } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { type FileCore, fileAt, mapsFilePage } from "./pageCache.ts";
 import {
@@ -61,7 +61,7 @@ import {
   trackerWords,
 } from "./trackers.ts";
 import { anyHeldRuns } from "./views.ts";
-import { fileIndexOf, findVma, vmaFile } from "./vma.ts";
+import { fileIndexOf, findVma, vmaFile, vmaFlags } from "./vma.ts";
 
 type Tracker = Slot<"tracker">;
 
@@ -249,7 +249,7 @@ export class WriteTracker {
   /**
    * Takes pages (ascending) from the CPUs: the next access of any agent raises PROTECTION_PAGE for the page, and goes on once
    * comeHome() has been called for it. Calls `sent` for each page for which that is so, before anybody can see it, with
-   * the frame, which stays the page's as long as it is away. Not possible for pages of files, for pages that are not the
+   * the frame, which stays the page's as long as it is away. Not possible for pages of files, for pages that may not be written or are not the
    * mapping's own yet (populate() for writing first), and for what a view or a pin holds. The pages count as dirty. Raises EXCLUSIVE, with
    * `owner`. May wait. Errors: ECALLBACK, ESRCH.
    */
@@ -270,7 +270,7 @@ export class WriteTracker {
     const w = space.agent.words;
     const vpns = pages
       .map((page) => this.#first + page)
-      .filter((vpn) => (loadPte(space, vpn) & OWN) === OWN && !isAway(space, vpn));
+      .filter((vpn) => (loadPte(space, vpn) & OWN) === OWN && isWritable(space, vpn) && !isAway(space, vpn));
     yield* reduceOp(space, vpns, PTE_READ | PTE_WRITE, true, MmuNotifierEvent.Exclusive, this.owner);
     const held = anyHeldRuns(mm);
     const bits = awayAt(this.#at, this.pages);
@@ -319,6 +319,9 @@ export class WriteTracker {
     mm.free(this.#at, trackerWords(this.pages));
   }
 }
+
+const isWritable = (space: SpaceCore, vpn: number): boolean =>
+  (vmaFlags(space, findVma(space, vpn * space.mm.pageSize)) & VM_WRITE) !== 0;
 
 interface FilePage {
   readonly file: FileCore;
