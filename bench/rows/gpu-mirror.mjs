@@ -106,7 +106,9 @@ export default {
               queue.writeBuffer(plain, at, array, at, count);
           }),
       };
-      const samples = await interleave(variants, { repetitions });
+      // Small ones run in the interpreter at first.
+      const warmUps = pages.length < PAGES / 50 ? 25 : 3;
+      const samples = await interleave(variants, { repetitions, warmUps });
       const line = (alternative, of, target) =>
         lineOf({
           what,

@@ -80,8 +80,9 @@ interface Sync {
   readonly deadline: number;
   /** Pages that are the same from now on; the others stay stale. */
   taken: number;
-  /** Why the first page that cannot be read cannot. */
+  /** The first thing that went wrong with a page. */
   failure: MmError | undefined;
+  readonly uploads: { readonly pages: readonly number[]; readonly invalid: Promise<GPUError | null> }[];
 }
 
 /** Bytes on their way home. */
@@ -287,9 +288,18 @@ export class RangeMirror implements AsyncDisposable {
     }
     this.#seen = Number.NaN;
     this.#counts.syncs++;
-    const sync: Sync = { deadline: performance.now() + SYNC_TIMEOUT_MS, taken: 0, failure: undefined };
-    for (let k = 0; k < stale.length; k += this.#frames.length)
-      await this.#upload(stale.slice(k, k + this.#frames.length), sync);
+    const sync: Sync = {
+      deadline: performance.now() + SYNC_TIMEOUT_MS,
+      taken: 0,
+      failure: undefined,
+      uploads: [],
+    };
+    try {
+      for (let k = 0; k < stale.length; k += this.#frames.length)
+        await this.#upload(stale.slice(k, k + this.#frames.length), sync);
+    } finally {
+      await this.#settleUploads(sync);
+    }
     if (sync.failure !== undefined) throw sync.failure;
     if (sync.taken === stale.length) this.#seen = changes;
   }
@@ -316,12 +326,21 @@ export class RangeMirror implements AsyncDisposable {
       this.#counts.retries++;
       this.#checkDeadline(pages, sync);
     }
-    try {
-      await this.#write(pages);
-    } catch (error) {
+    sync.uploads.push({ pages, invalid: this.#write(pages) });
+  }
+
+  /** Hears what the device says to the uploads: what it refused stays stale. */
+  async #settleUploads(sync: Sync): Promise<void> {
+    for (const { pages, invalid } of sync.uploads) {
+      const error = await invalid;
+      if (!error) continue;
       this.#mark(pages);
-      throw error;
+      sync.failure ??= new MmError("EIO", "sync", `the device refused the upload: ${error.message}`, {
+        range: this.#rangeOf(pages[0]!, pages.at(-1)! + 1),
+      });
     }
+    // A device that is lost has refused nothing, and has nothing.
+    if (sync.uploads.length > 0) this.#check("sync");
   }
 
   #mark(pages: readonly number[]): void {
@@ -374,25 +393,23 @@ export class RangeMirror implements AsyncDisposable {
     }
   }
 
-  async #write(pages: readonly number[]): Promise<void> {
+  /** Uploads what #copy() put together; resolves with what the device has against it. */
+  #write(pages: readonly number[]): Promise<GPUError | null> {
     const { pageSize } = this;
     const device = this.#device;
     device.pushErrorScope("validation");
     let at = 0;
     for (const { first, end } of runsOf(pages)) {
       const bytes = (end - first) * pageSize;
-      device.queue.writeBuffer(this.#buffer, first * pageSize, this.#staging, at, bytes);
+      // The ArrayBuffer itself: Dawn takes a view half as long again.
+      device.queue.writeBuffer(this.#buffer, first * pageSize, this.#staging.buffer, at, bytes);
       at += bytes;
       this.#counts.writes++;
     }
     this.#counts.pages += pages.length;
     this.#counts.bytes += at;
-    const invalid = await device.popErrorScope().catch(() => undefined);
-    this.#check("sync");
-    if (invalid)
-      throw new MmError("EIO", "sync", `the device refused the upload: ${invalid.message}`, {
-        range: this.#rangeOf(pages[0]!, pages.at(-1)! + 1),
-      });
+    // Popped in the same turn: scopes are a stack that others use, too.
+    return device.popErrorScope().catch(() => null);
   }
 
   // ---- from the GPU ---------------------------------------------------------------------------------------------------
