@@ -69,6 +69,8 @@ export default {
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST;
     const plain = device.createBuffer({ size: BYTES, usage });
     const array = new Uint8Array(BYTES).fill(7);
+    // What several threads write to: WebGPU takes no shared memory.
+    const shared = new Uint8Array(new SharedArrayBuffer(BYTES)).fill(7);
 
     const timed = async (work) => {
       await queue.onSubmittedWorkDone();
@@ -96,6 +98,11 @@ export default {
           return us;
         },
         full: () => timed(() => queue.writeBuffer(plain, 0, array)),
+        copied: () =>
+          timed(() => {
+            array.set(shared);
+            queue.writeBuffer(plain, 0, array);
+          }),
         eachPage: () =>
           timed(() => {
             for (const page of pages) queue.writeBuffer(plain, page * PAGE, array, page * PAGE, PAGE);
@@ -118,6 +125,7 @@ export default {
           ...(target && { goal: target }),
         });
       lines.push(line("one full writeBuffer", samples.full, goal && "at most 0.04 x"));
+      lines.push(line("the same, copied from shared memory", samples.copied));
       lines.push(line("one writeBuffer a page", samples.eachPage));
       lines.push(line("update ranges, merged", samples.ranges));
       const uploaded = (pages.length * PAGE) / BYTES;

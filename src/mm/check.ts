@@ -293,9 +293,9 @@ function checkTrackers(mm: Mm, note: (text: string) => void): Set<number> {
       if (written && !away) return;
       const pte = loadPte(space, vpn);
       if (!written && isValid(pte)) unwritten.add(pfnOfPte(pte));
-      if (!away) return;
-      const own = isValid(pte) && (pte & PTE_EXCLUSIVE) !== 0;
-      if (!own || (pte & (PTE_READ | PTE_WRITE)) !== 0)
+      // What a dead agent had away may be unmapped since.
+      if (!away || !isValid(pte)) return;
+      if ((pte & PTE_EXCLUSIVE) === 0 || (pte & (PTE_READ | PTE_WRITE)) !== 0)
         note(`W3: page ${vpn} of space ${space.id} is away, and can be used or is not its mapping's own`);
     });
   }

@@ -84,7 +84,7 @@ import { allocFrameOp } from "./reclaim.ts";
 import { noteFileWrite } from "./rmap.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
-import { isAway, noteWrite } from "./trackers.ts";
+import { forgetAway, isAway, noteWrite } from "./trackers.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
 
@@ -134,15 +134,18 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (vma === 0) return FAULT_MAPERR;
   const flags = vmaFlags(space, vma);
   if ((flags & (write ? VM_WRITE : VM_PROT)) === 0) return FAULT_ACCERR;
-  if (agent.words[space.slot + SP_TRACKERS] !== 0) {
-    if (isAway(space, vpn)) return FAULT_AWAY;
-    // Before the store becomes possible: who collects what was written holds mmapLock for writing.
-    if (write) noteWrite(space, vpn);
-  }
   const entry = ensureEntry(space, vpn);
   if (entry === 0) return FAULT_ARENA;
   const pte = agent.words[entry]!; // plain: every change from here on is a compare-exchange
   if (isBusy(pte)) return FAULT_BUSY;
+  if (agent.words[space.slot + SP_TRACKERS] !== 0) {
+    if (isAway(space, vpn)) {
+      if (isValid(pte)) return FAULT_AWAY;
+      forgetAway(space, vpn); // unmapped since, and its owner has died
+    }
+    // Before the store becomes possible: who collects what was written holds mmapLock for writing.
+    if (write) noteWrite(space, vpn);
+  }
   if (pte === PTE_GUARD) return FAULT_MAPERR;
   mm.count(CT_MINOR);
   if (isValid(pte))

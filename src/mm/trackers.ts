@@ -48,6 +48,16 @@ export function isAway(space: SpaceCore, vpn: number): boolean {
   return false;
 }
 
+/** Clears the `away` bits of a page. Preconditions: mmapLock; it is not mapped. */
+export function forgetAway(space: SpaceCore, vpn: number): void {
+  const w = space.agent.words;
+  for (let at = Atomics.load(w, space.slot + SP_TRACKERS); at !== 0; at = Atomics.load(w, at + TR_NEXT)) {
+    const page = vpn - Atomics.load(w, at + TR_FIRST);
+    const pages = Atomics.load(w, at + TR_PAGES);
+    if (page >= 0 && page < pages) Atomics.and(w, awayAt(at, pages) + (page >>> 5), ~(1 << (page & 31)));
+  }
+}
+
 /** Calls `visit(page, written, away)` for each page of each tracker of a space. For checks. */
 export function eachTrackedPage(
   space: SpaceCore,

@@ -16,7 +16,8 @@
  *   W2  `written` bits are cleared under mmapLock for writing, those of a page of a file under its folio lock too. They are set before
  *       the store becomes possible, under mmapLock for reading or the folio lock.
  *   W3  A page whose `away` bit is 1 is an anonymous page of its mapping's own, and its entry is valid and neither readable nor
- *       writable. The bit is set under mmapLock for writing. It is cleared by the owner once the bytes are in the frame.
+ *       writable. The bit is set under mmapLock for writing. It is cleared by the owner once the bytes are in the frame; by the first fault
+ *       at a page that is not mapped any more, where the owner has died.
  *   W4  The list changes under mmapLock for writing; who walks it has mmapLock, or protects the space.
  *
  * A fault at a page that is away raises PROTECTION_PAGE for it: the owner's interval hears it and brings the bytes home

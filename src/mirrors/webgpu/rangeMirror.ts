@@ -66,7 +66,7 @@ const COPY_SRC = 0x4;
 const COPY_DST = 0x8;
 const STORAGE = 0x80;
 
-/** Bytes that are copied and checked at once. Dawn takes more than that ten times slower. */
+/** Bytes that are copied and checked at once. Larger pieces are no faster. */
 const BATCH_BYTES = 1024 * 1024;
 /** A sync() that keeps being overtaken gives up after this: see TableMirror. */
 const SYNC_TIMEOUT_MS = 10_000;
