@@ -1,7 +1,8 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import type { MmError } from "../../src/errors.ts";
 import { mirrorRange, type RangeMirror, type RangeMirrorOptions } from "../../src/mirrors/webgpu/index.ts";
 import { memoryBacking } from "../../src/mm/index.ts";
+import { IntervalNotifier, MmuNotifierEvent, type MmuNotifierRange } from "../../src/notifier/index.ts";
 import { useGpu } from "../lib/gpu.ts";
 import { countUploads, makeAdder, readBuffer, type Uploads } from "../lib/gpuBuffers.ts";
 import {
@@ -202,6 +203,48 @@ describe("sync", () => {
     }
     await mirror.remove();
     await file.close();
+  });
+
+  test("bytes that an invalidation overtook are not uploaded", async () => {
+    const { memory, mirror, space, raw, start, uploads, synced, same } = await rig();
+    await synced();
+    space.setUint8(start + PAGE, 1);
+    const other = await attachTo(memory, false);
+    const theirs = other.space(raw.id).notifiers;
+    // Another agent begins between readBegin() and the look at the page tables, where this agent answers it ...
+    let begun: Promise<MmuNotifierRange> | undefined;
+    const begins = vi.spyOn(IntervalNotifier.prototype, "tryReadBegin").mockImplementationOnce(function (
+      this: IntervalNotifier,
+    ) {
+      const seq = this.sync.readBegin();
+      begun = theirs.invalidateRangeStart({
+        ...{ start: start + PAGE, end: start + 2 * PAGE, event: MmuNotifierEvent.Clear },
+      });
+      return seq;
+    });
+    // ... and gives the frame to somebody else while it is copied.
+    let frame: Uint8Array | undefined;
+    let kept: Uint8Array | undefined;
+    const copies = vi.spyOn(memory.mm.frames, "bytesOf").mockImplementationOnce((pfn) => {
+      frame = memory.mm.frames.bytesOf(pfn);
+      kept = frame.slice();
+      return frame.fill(0xee);
+    });
+    uploads.reset();
+    const syncing = mirror.sync();
+    while (!kept) await Promise.resolve();
+    const range = await begun!;
+    frame!.set(kept);
+    theirs.invalidateRangeEnd(range);
+    await syncing;
+    begins.mockRestore();
+    copies.mockRestore();
+    expect(pagesOf(uploads)).toEqual([1]);
+    expect(mirror.counts.retries).toBe(1);
+    await same();
+    // What was invalidated meanwhile may have changed.
+    expect(await synced()).toEqual([1]);
+    await mirror.remove();
   });
 
   test("several mirrors of several devices over one space see everything, each its own part", async () => {
