@@ -13,7 +13,7 @@ import { unuseSpace } from "./lifetime.ts";
 import type { Mm } from "./mm.ts";
 import { type FileCore, type FileMapping, mappingsOf, mapsFilePage } from "./pageCache.ts";
 import { loadPte } from "./pageTables.ts";
-import { isBusy, isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_WRITE } from "./pte.ts";
+import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_WRITE } from "./pte.ts";
 import { radixStretches } from "./radix.ts";
 import { heldByRunning, markTlbs } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
@@ -136,11 +136,10 @@ export function noteFileWrite(file: FileCore, index: number): void {
   for (const { space: slot, vpn } of mappings) {
     if (Atomics.load(w, slot + SP_TRACKERS) === 0) continue;
     const space = mm.spaceAt(slot);
+    mm.protect(slot);
     const pte = loadPte(space, vpn);
     // A private copy is another page.
-    if (!isBusy(pte) && isValid(pte) && !mapsFilePage(mm, pte)) continue;
-    mm.protect(slot);
-    noteWrite(space, vpn);
+    if (!isValid(pte) || mapsFilePage(mm, pte)) noteWrite(space, vpn);
     mm.unprotect();
   }
   releaseMappings(mm, mappings);

@@ -153,10 +153,10 @@ export class WriteTracker {
   /**
    * Takes write permission from pages (ascending), and counts them as not written from one moment on: a store before it
    * is in the bytes, a store after it sets the bit again. Pages stay written that no valid entry maps, or that somebody
-   * may go on to write to: their lock is taken, or a view or a pin holds them. Returns how many were taken. Raises one
+   * may go on to write to: their lock is taken, or a view or a pin holds them. Raises one
    * PROTECTION_PAGE from the first to the last that was writable, as PAGEMAP_SCAN does. May wait. Errors: ECALLBACK, ESRCH.
    */
-  take(pages: readonly number[]): Promise<number> {
+  take(pages: readonly number[]): Promise<void> {
     const space = this.#space;
     return runAsync(
       space.agent,
@@ -164,10 +164,9 @@ export class WriteTracker {
     );
   }
 
-  *#takeLockedOp(mm: Mm, space: SpaceCore, pages: readonly number[]): Op<number> {
+  *#takeLockedOp(mm: Mm, space: SpaceCore, pages: readonly number[]): Op<void> {
     const own: { readonly page: number; readonly pfn: number }[] = [];
     const writable: number[] = [];
-    let taken = 0;
     const files: FilePage[] = [];
     for (const page of pages) {
       const vpn = this.#first + page;
@@ -190,19 +189,12 @@ export class WriteTracker {
     for (const { page, pfn } of own) {
       if (held && pfn !== ZERO_PFN && mm.frames.refcount(pfn) > mm.frames.mapcount(pfn)) continue;
       this.#clear(page);
-      taken++;
     }
-    for (let k = 0; k < files.length;) {
-      const run = yield* this.#takeFileRunOp(mm, files, k);
-      k += run.pages;
-      taken += run.taken;
-    }
-    return taken;
+    for (let k = 0; k < files.length;) k += yield* this.#takeFileRunOp(mm, files, k);
   }
 
   /** The pages of `files` from `k` on that follow each other in their file. Returns how many these are. */
-  *#takeFileRunOp(mm: Mm, files: readonly FilePage[], k: number): Op<{ pages: number; taken: number }> {
-    let taken = 0;
+  *#takeFileRunOp(mm: Mm, files: readonly FilePage[], k: number): Op<number> {
     const { frames } = mm;
     const { file, index } = files[k]!;
     const locked: FilePage[] = [];
@@ -213,8 +205,13 @@ export class WriteTracker {
         if (next.file !== file || next.index !== index + n) break;
         if (!frames.tryGet(next.pfn)) continue;
         // Who has the lock may be about to take the page away, or to write to it: it stays written.
-        if (frames.tryLockFolio(next.pfn)) locked.push(next);
-        else frames.put(next.pfn);
+        const isLocked = frames.tryLockFolio(next.pfn);
+        if (isLocked && file.frameOf(next.index) === next.pfn) {
+          locked.push(next);
+          continue;
+        }
+        if (isLocked) frames.unlockFolio(next.pfn);
+        frames.put(next.pfn);
       }
       // What is clean is writable nowhere.
       const dirty = locked.filter(({ pfn }) => (frames.flags(pfn) & PG_DIRTY) !== 0);
@@ -225,14 +222,11 @@ export class WriteTracker {
         from = to;
       }
       const held = anyHeldRuns(mm);
-      for (const { page, index: at, pfn } of locked) {
+      for (const { page, pfn } of locked) {
         const pte = loadPte(this.#space, this.#first + page);
-        const mapped = isValid(pte) && pfnOfPte(pte) === pfn && file.frameOf(at) === pfn;
         // Besides the mappings: the cache's reference and ours.
-        if (mapped && (!held || frames.refcount(pfn) <= frames.mapcount(pfn) + 2)) {
-          this.#clear(page);
-          taken++;
-        }
+        if (held && frames.refcount(pfn) > frames.mapcount(pfn) + 2) continue;
+        if (isValid(pte) && pfnOfPte(pte) === pfn) this.#clear(page);
       }
     } finally {
       for (const { pfn } of locked) {
@@ -240,7 +234,7 @@ export class WriteTracker {
         frames.put(pfn);
       }
     }
-    return { pages: n, taken };
+    return n;
   }
 
   #clear(page: number): void {

@@ -7,7 +7,7 @@ export interface ByteRange {
 }
 
 export class ByteRanges {
-  #ranges: ByteRange[] = [];
+  readonly #ranges: ByteRange[] = [];
 
   get empty(): boolean {
     return this.#ranges.length === 0;
@@ -17,33 +17,52 @@ export class ByteRanges {
     return [...this.#ranges];
   }
 
+  /** Index of the first range that ends at `at` or later. */
+  #from(at: number): number {
+    let [low, high] = [0, this.#ranges.length];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#ranges[middle]!.end < at) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
   add(start: number, end: number): void {
     if (start >= end) return;
-    const before = this.#ranges.filter((range) => range.end < start);
-    const after = this.#ranges.filter((range) => range.start > end);
-    const touched = this.#ranges.slice(before.length, this.#ranges.length - after.length);
-    const first = Math.min(start, touched[0]?.start ?? start);
-    const last = Math.max(end, touched.at(-1)?.end ?? end);
-    this.#ranges = [...before, { start: first, end: last }, ...after];
+    const ranges = this.#ranges;
+    const first = this.#from(start);
+    let last = first;
+    while (last < ranges.length && ranges[last]!.start <= end) last++;
+    const whole =
+      last === first
+        ? { start, end }
+        : {
+            start: Math.min(start, ranges[first]!.start),
+            end: Math.max(end, ranges[last - 1]!.end),
+          };
+    ranges.splice(first, last - first, whole);
   }
 
   /** The parts that lie in `[start, end)`. */
   within(start: number, end: number): ByteRange[] {
-    return this.#ranges
-      .filter((range) => range.start < end && range.end > start)
-      .map((range) => ({ start: Math.max(start, range.start), end: Math.min(end, range.end) }));
+    const ranges = this.#ranges;
+    const parts: ByteRange[] = [];
+    if (start >= end) return parts;
+    for (let k = this.#from(start + 1); k < ranges.length && ranges[k]!.start < end; k++)
+      parts.push({ start: Math.max(start, ranges[k]!.start), end: Math.min(end, ranges[k]!.end) });
+    return parts;
   }
 
   /** Takes the parts that lie in `[start, end)` out, and returns them. */
   take(start: number, end: number): ByteRange[] {
     const taken = this.within(start, end);
     if (taken.length === 0) return taken;
-    this.#ranges = this.#ranges.flatMap((range) =>
-      [
-        { start: range.start, end: Math.min(range.end, start) },
-        { start: Math.max(range.start, end), end: range.end },
-      ].filter((part) => part.start < part.end),
-    );
+    const first = this.#from(start + 1);
+    const before = { start: this.#ranges[first]!.start, end: start };
+    const after = { start: end, end: this.#ranges[first + taken.length - 1]!.end };
+    const rest = [before, after].filter((part) => part.start < part.end);
+    this.#ranges.splice(first, taken.length, ...rest);
     return taken;
   }
 }

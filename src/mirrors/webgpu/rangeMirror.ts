@@ -78,8 +78,6 @@ type Ended = "the mirror has been removed" | "the space is exiting or has exited
 /** What one call of sync() has come to. */
 interface Sync {
   readonly deadline: number;
-  /** Pages that are the same from now on; the others stay stale. */
-  taken: number;
   /** The first thing that went wrong with a page. */
   failure: MmError | undefined;
   readonly uploads: { readonly pages: readonly number[]; readonly invalid: Promise<GPUError | null> }[];
@@ -290,7 +288,6 @@ export class RangeMirror implements AsyncDisposable {
     this.#counts.syncs++;
     const sync: Sync = {
       deadline: performance.now() + SYNC_TIMEOUT_MS,
-      taken: 0,
       failure: undefined,
       uploads: [],
     };
@@ -301,7 +298,8 @@ export class RangeMirror implements AsyncDisposable {
       await this.#settleUploads(sync);
     }
     if (sync.failure !== undefined) throw sync.failure;
-    if (sync.taken === stale.length) this.#seen = changes;
+    // What could not be taken, or is stale again, has to be looked for.
+    if (this.#tracker.written(0, this.#pages).length === 0) this.#seen = changes;
   }
 
   /** Uploads pages that can be read. */
@@ -310,7 +308,7 @@ export class RangeMirror implements AsyncDisposable {
       for (const { first, end } of runsOf(stale)) await this.#bringHome(first, end);
     const pages = await this.#bringIn(stale, sync);
     if (pages.length === 0) return;
-    sync.taken += await this.#tracker.take(pages); // G1
+    await this.#tracker.take(pages); // G1
     for (;;) {
       const seq = this.#interval.tryReadBegin() ?? (await this.#interval.readBegin());
       // Pages have gone again: fewer at a time need fewer frames.
