@@ -30,6 +30,7 @@ const ROWS = [
   "ack",
   "streaming",
   "mirror",
+  "gpu-mirror",
   "check",
   "gpu-mmu",
 ];

@@ -12,4 +12,8 @@ export {
   type GpuRange,
   type GpuRun,
   type GpuRunOptions,
+  mirrorRange,
+  type RangeMirror,
+  type RangeMirrorCounts,
+  type RangeMirrorOptions,
 } from "./mirrors/webgpu/index.ts";

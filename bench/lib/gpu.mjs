@@ -1,29 +1,37 @@
-/** A GPU in Node, if there is one: Dawn, on SwiftShader where nothing better is installed. */
+/** A GPU in Node: Dawn, the npm package `webgpu`, on SwiftShader where there is no other and Chromium has brought it. */
 import { existsSync } from "node:fs";
 
 const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
-export const NO_GPU =
-  "skipped: no GPU adapter; install a Vulkan driver, or chromium and libvulkan1, and the npm package webgpu";
 
-/** A device and what it runs on; undefined where there is none. */
-export async function findDevice() {
-  process.env.VK_ICD_FILENAMES ??= existsSync(SWIFTSHADER) ? SWIFTSHADER : "";
-  if (process.env.VK_ICD_FILENAMES === "") delete process.env.VK_ICD_FILENAMES;
-  let webgpu;
+/** { device, name }, or { why } where there is no GPU. */
+export async function openDevice() {
+  if (process.env.VK_ICD_FILENAMES === undefined && existsSync(SWIFTSHADER))
+    process.env.VK_ICD_FILENAMES = SWIFTSHADER;
   try {
-    webgpu = await import("webgpu");
-  } catch {
-    return undefined;
+    const { create, globals } = await import("webgpu");
+    Object.assign(globalThis, globals);
+    // Kept: a GPU object that is collected takes its adapters with it.
+    globalThis.bifolioGpu = create([]);
+    const adapter = await globalThis.bifolioGpu.requestAdapter();
+    if (!adapter) return { why: "no GPU adapter; install a Vulkan driver, or chromium and libvulkan1" };
+    return { device: await adapter.requestDevice(), name: adapter.info.description || adapter.info.vendor };
+  } catch (error) {
+    return { why: `the npm package webgpu cannot be used: ${error.message}` };
   }
-  Object.assign(globalThis, webgpu.globals);
-  globalThis.gpu = webgpu.create([]); // kept: what it gave ends with it
-  const adapter = await globalThis.gpu.requestAdapter();
-  if (!adapter) return undefined;
-  const { vendor, architecture, description } = adapter.info;
-  return {
-    device: await adapter.requestDevice(),
-    name: [vendor, architecture, description].filter(Boolean).join(", "),
+}
+
+/** Counts the bytes of writeBuffer() of a device's queue, whoever calls it. */
+export function countUploads(device) {
+  const { queue } = device;
+  const plain = queue.writeBuffer.bind(queue);
+  const counted = { bytes: 0, calls: 0 };
+  queue.writeBuffer = (buffer, offset, data, dataOffset = 0, size) => {
+    const unit = data.BYTES_PER_ELEMENT ?? 1;
+    counted.bytes += size === undefined ? data.byteLength - dataOffset * unit : size * unit;
+    counted.calls++;
+    return plain(buffer, offset, data, dataOffset, size);
   };
+  return counted;
 }
 
 /** Waits until everything submitted is done. */

@@ -1,7 +1,7 @@
 /** A GPU that pages on demand: scans and random walks beyond its pool, and what a load costs that finds its page. */
 import { performance } from "node:perf_hooks";
 import { createGpuMmu, createMemory } from "../../.test-build/testing.js";
-import { findDevice, NO_GPU, settle } from "../lib/gpu.mjs";
+import { openDevice, settle } from "../lib/gpu.mjs";
 import { interleave, lineOf } from "../lib/interleave.mjs";
 import { MIB, PAGE } from "../lib/memory.mjs";
 
@@ -219,8 +219,8 @@ export default {
   measures:
     "GPU demand paging with a pool of 8 MiB, against uploading the whole range first; its loads, against a storage buffer's",
   async run({ repetitions }) {
-    const found = await findDevice();
-    if (!found) return { notes: [NO_GPU], lines: [] };
+    const found = await openDevice();
+    if (found.why) return { notes: [found.why], lines: [] };
     const { device, name } = found;
     const few = Math.min(repetitions, REPETITIONS);
     const lines = [];

@@ -63,6 +63,7 @@ import { INDEX_END, radixStretches, TABLE_SHARED } from "./radix.ts";
 import { releaseMappings } from "./rmap.ts";
 import { eachTlbEntry, type SpaceCore } from "./spaceCore.ts";
 import { allVmas, fileIndexOf, findVma, vmaAnon, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
+import { eachTrackedPage } from "./trackers.ts";
 import { checkHeldRuns, viewedFrames } from "./views.ts";
 
 /** What is wrong with a valid entry, given its mapping. */
@@ -249,6 +250,7 @@ export function checkMemory(mm: Mm): string | undefined {
   const note = (text: string): void => {
     wrong ??= text;
   };
+  const unwritten = checkTrackers(mm, note);
   for (const slot of mm.allSpaces()) {
     const space = mm.spaceAt(slot);
     wrong ??= checkIntervalTree(agent, slot + SP_VMAS) ?? checkSubscriptions(space.notifiers.context);
@@ -275,6 +277,8 @@ export function checkMemory(mm: Mm): string | undefined {
           : undefined;
         if (fault !== undefined) note(`${where} ${fault}`);
         const pfn = pfnOfPte(pte);
+        if (!isShared && (pte & PTE_WRITE) !== 0 && unwritten.has(pfn))
+          note(`W1: ${where} is writable, and its frame ${pfn} counts as not written`);
         places[pfn]!++;
         if (others) continue; // one mapping for all who have the table
         maps[pfn]!++;
@@ -315,6 +319,24 @@ export function checkMemory(mm: Mm): string | undefined {
       note(`F4: frame ${pfn} has ${frames.refcount(pfn)} references, ${references[pfn]} are in use`);
   }
   return wrong;
+}
+
+/** W3. Returns the frames that nobody may write to without a fault, for W1. */
+function checkTrackers(mm: Mm, note: (text: string) => void): Set<number> {
+  const unwritten = new Set<number>();
+  for (const slot of mm.allSpaces()) {
+    const space = mm.spaceAt(slot);
+    eachTrackedPage(space, (vpn, written, away) => {
+      if (written && !away) return;
+      const pte = loadPte(space, vpn);
+      if (!written && isValid(pte)) unwritten.add(pfnOfPte(pte));
+      // What a dead agent had away may be unmapped since.
+      if (!away || !isValid(pte)) return;
+      if ((pte & PTE_EXCLUSIVE) === 0 || (pte & (PTE_READ | PTE_WRITE)) !== 0)
+        note(`W3: page ${vpn} of space ${space.id} is away, and can be used or is not its mapping's own`);
+    });
+  }
+  return unwritten;
 }
 
 function checkFilePages(mm: Mm, file: File, references: Int32Array, note: (text: string) => void): void {

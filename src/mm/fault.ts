@@ -21,6 +21,7 @@
  *   any             exclusive to a device           the entry becomes valid, see exclusive.ts  CLEAR, one page
  *   any             on a device                     it is brought back, see migrate.ts         MIGRATE, its neighbours too
  *   any             on its way                      waits                                      -
+ *   any             no rights  away in a device     its owner brings the bytes home            PROTECTION_PAGE, one page
  *
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
@@ -54,6 +55,7 @@ import {
   type Pte,
   SP_FAULTQ,
   SP_MMAP_LOCK,
+  SP_TRACKERS,
   VM_PROT,
   VM_SHARED,
   VM_WRITE,
@@ -92,8 +94,10 @@ import {
 import { radixFind } from "./radix.ts";
 import { ensureEntry, loadPte, noTables } from "./pageTables.ts";
 import { allocFrameOp } from "./reclaim.ts";
+import { noteFileWrite } from "./rmap.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
+import { forgetAway, isAway, noteWrite } from "./trackers.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
 
@@ -114,6 +118,7 @@ export const FAULT_POISON = 12; //  the page is lost
 export const FAULT_EXCLUSIVE = 13; // a device has the page for its own
 export const FAULT_DEVICE = 14; //  the page is on a device
 export const FAULT_MOVING = 15; //  the page is on its way to a device or back
+export const FAULT_AWAY = 16; //    its newest bytes are in a device
 
 /**
  * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
@@ -150,6 +155,14 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (entry === 0) return FAULT_ARENA;
   const pte = agent.words[entry]!; // plain: every change from here on is a compare-exchange
   if (isBusy(pte)) return FAULT_BUSY;
+  if (agent.words[space.slot + SP_TRACKERS] !== 0) {
+    if (isAway(space, vpn)) {
+      if (isValid(pte)) return FAULT_AWAY;
+      forgetAway(space, vpn); // unmapped since, and its owner has died
+    }
+    // Before the store becomes possible: who collects what was written holds mmapLock for writing.
+    if (write) noteWrite(space, vpn);
+  }
   if (pte === PTE_GUARD) return FAULT_MAPERR;
   if (isSpecial(pte)) return lackOf(pte);
   mm.count(CT_MINOR);
@@ -214,6 +227,7 @@ function faultWriteProtected(
   }
   if (Atomics.load(agent.words, entry) === pte) {
     mm.frames.setFlags(pfn, PG_DIRTY);
+    noteFileWrite(file, fileIndexOf(space, vma, vpn));
     setBits(space, entry, pte, PTE_WRITTEN);
   }
   mm.frames.unlockFolio(pfn);
@@ -323,7 +337,10 @@ function mapLocked(
     frames.put(pfn);
     return FAULT_DONE;
   }
-  if ((bits & PTE_WRITE) !== 0) frames.setFlags(pfn, PG_DIRTY);
+  if ((bits & PTE_WRITE) !== 0) {
+    frames.setFlags(pfn, PG_DIRTY);
+    noteFileWrite(file, index);
+  }
   const counted = frames.tryMap(pfn);
   const pte = makePte(pfn, PTE_VALID | PTE_READ | bits);
   const mapped = counted && Atomics.compareExchange(space.agent.words, entry, 0, pte) === 0;
@@ -433,11 +450,32 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
       // The reference keeps the page from being reclaimed before we have mapped it.
       else if (result === FAULT_PAGE) held = yield* getPageOp(need.file!, need.index, address);
       else if (result === FAULT_LOCKED) yield* waitUnlockedOp(space, need.pfn);
+      else if (result === FAULT_AWAY) yield* fetchAwayOp(space, vpn, address);
     }
   } finally {
     if (held !== 0) mm.frames.put(held);
     for (const file of files) unuseFile(mm, file);
   }
+}
+
+/**
+ * Has a page brought home from the device that has its newest bytes, and may keep them for reading: see writeTracker.ts.
+ * Preconditions: no lock held. Errors: ECALLBACK; BusError if nobody has them any more.
+ */
+function* fetchAwayOp(space: SpaceCore, vpn: number, address: number): Op<void> {
+  const { agent, mm } = space;
+  const c = space.notifiers.context;
+  const blockable = agent.current?.mode !== "try";
+  const [start, end] = [vpn * mm.pageSize, (vpn + 1) * mm.pageSize];
+  const range = makeRange(c.space, start, end, MmuNotifierEvent.ProtectionPage, blockable);
+  const rest = openRange(c, range, false);
+  if (rest) yield* rest;
+  mm.count(CT_EVENTS + MmuNotifierEvent.ProtectionPage);
+  endOpenRange(c, range);
+  mm.protect(space.slot);
+  const still = isAway(space, vpn);
+  mm.unprotect();
+  if (still) throw new BusError("access", address, "its newest bytes were in a device whose agent has ended");
 }
 
 export function checkLive(space: SpaceCore, operation: string): void {

@@ -49,7 +49,7 @@ export {
 export { readingOp, readingPlainOp } from "./ranges.ts";
 export { VM_READ, VM_WRITE } from "./layout.ts";
 export { findVma, vmaEnd, vmaFlags } from "./vma.ts";
-export { usingOp } from "./lifetime.ts";
+export { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 export {
   isValid,
   kindOfPte,
@@ -62,5 +62,6 @@ export {
   PTE_WRITE,
 } from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
+export { WriteTracker } from "./writeTracker.ts";
 export { loadPte } from "./pageTables.ts";
 export { COPY_DOUBTFUL, COPY_SAFE, COPY_WATCHED, copyHolds, copyWorth } from "./unwritten.ts";

@@ -30,7 +30,8 @@ export const MM_PROTECTED: number = MM_HELD_RUNS + 64; // O (reaper once)  per a
 export const FUTEX_BUCKETS = 64;
 export const MM_FUTEXES: number = MM_PROTECTED + 64; // A  buckets of two words: see futex.ts
 export const MM_DEVICES: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // A (stored under MM_LOCK)  newest device
-export const MM_COUNTERS: number = MM_DEVICES + 2; // O  per agent: COUNTER_WORDS counters
+export const MM_TRACKERS: number = MM_DEVICES + 2; // A  write trackers of all spaces: see trackers.ts
+export const MM_COUNTERS: number = MM_TRACKERS + 16; // O  per agent: COUNTER_WORDS counters
 export const COUNTER_WORDS = 32;
 export const mmWords = (maxAgents: number): number => MM_COUNTERS + maxAgents * COUNTER_WORDS;
 
@@ -58,6 +59,7 @@ export const SP_COLD: number = SP_FAULTQ + QUEUE_WORDS; // A (set under M)  a bi
 export const SP_SHARED: number = SP_COLD + 64; // A (set under M)  tables shared with other spaces, at most: see pageTables.ts
 export const SP_SPECIAL: number = SP_COLD + 65; // A  1: there may be entries of pages on devices, or on their way: see pte.ts
 export const SP_MIGRATING: number = SP_COLD + 66; // A  operations that have put migration entries in it
+export const SP_TRACKERS: number = SP_COLD + 67; // M  newest write tracker: see trackers.ts
 export const SP_MMAP_LOCK: number = SP_COLD + 68;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>

@@ -88,6 +88,7 @@ import { allocFrameOp } from "./reclaim.ts";
 import { releaseMappings } from "./rmap.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
+import { isAway } from "./trackers.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
 
@@ -252,7 +253,8 @@ function* collectOp(moves: Moves, space: SpaceCore, first: number, end: number, 
     const pte = entry === 0 ? 0 : Atomics.load(w, entry);
     if (fillsHoles && (pte === 0 || (isValid(pte) && pfnOfPte(pte) === ZERO_PFN)))
       moves.list.push({ vpn, old: 0, anon: 0 as AnonVma, index: 0, fresh: 0 });
-    if (!takes(mm, source, pte)) continue;
+    // Away though its mirror has heard of the range: that has died, and nobody has the bytes.
+    if (!takes(mm, source, pte) || isAway(space, vpn)) continue;
     const pfn = pfnOfPte(pte);
     if (!frames.tryGet(pfn)) continue;
     if (!lockMoving(mm, pfn)) {

@@ -132,7 +132,7 @@ test("every relative link of the README and the documents leads to a file, and t
         .replace(/[^\w\- ]/g, "")
         .replaceAll(" ", "-"),
     );
-  const documents = ["architecture", "checking", "conformance", "linux-names", "notifiers"].map(
+  const documents = ["architecture", "checking", "conformance", "linux-names", "notifiers", "webgpu"].map(
     (name) => `docs/${name}.md`,
   );
   for (const file of ["README.md", ...documents]) {

@@ -33,6 +33,8 @@ describe("pages that live on the GPU", () => {
       Array.from({ length: 32 }, (_, k) => 1000 + k + 3 * (5 + k)),
     );
     expect(mmu.stats().moved).toBe(0);
+    raw.setUint32(base + 31 * PAGE, 7);
+    expect((await gather([base + 31 * PAGE])).words).toEqual([7]);
     verify(memory);
   });
 

@@ -9,3 +9,4 @@ export {
   type GpuRun,
   type GpuRunOptions,
 } from "./gpuMmu.ts";
+export { mirrorRange, RangeMirror, type RangeMirrorCounts, type RangeMirrorOptions } from "./rangeMirror.ts";
