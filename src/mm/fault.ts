@@ -406,9 +406,10 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
   }
 }
 
+/** Preconditions: mmapLock; without it the answer may be old. */
 export function checkLive(space: SpaceCore, operation: string): void {
   space.agent.checkUsable(operation);
-  if (!space.live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
+  if (!space.stillLive) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
 }
 
 function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {

@@ -30,12 +30,22 @@ export function useSpace(space: SpaceCore, operation: string): void {
   const { agent, mm } = space;
   agent.checkUsable(operation);
   if (agent.wanted) agent.safepoint();
+  if (space.active) {
+    // In a turn with a TLB of the space: the record stays until this agent has passed a safepoint.
+    joinSpace(space);
+    if (Atomics.load(agent.words, space.slot + SP_STATE) === SPACE_LIVE) return;
+    unuseSpace(space);
+    throw gone(operation);
+  }
   mm.protect(space.slot);
   const { live } = space;
   if (live) Atomics.add(agent.words, spUsersAt(space.slot, mm.maxAgents, agent.slot), 1);
   mm.unprotect();
-  if (!live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
+  if (!live) throw gone(operation);
 }
+
+const gone = (operation: string): MmError =>
+  new MmError("ESRCH", operation, "the space is exiting or has exited");
 
 /** Counts what an access has begun as an operation until unuseSpace(). Preconditions: in a turn with a TLB of the space. */
 export function joinSpace({ agent, mm, slot }: SpaceCore): void {

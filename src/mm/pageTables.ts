@@ -162,7 +162,7 @@ function copyTable(mm: Mm, from: number, to: number): void {
 /** Makes the tables of `[start, end)` (pages) this space's own, before their entries are changed. Errors: ENOMEM. Preconditions: mmapLock. */
 export function ownTables(space: SpaceCore, operation: string, start: number, end: number): void {
   const w = space.agent.words;
-  if (Atomics.load(w, space.slot + SP_SHARED) === 0) return;
+  if (w[space.slot + SP_SHARED] === 0) return; // plain: it goes up under mmapLock for writing
   radixStretches(w, space.pgd, start, end, (_entry, _vpn, _count, at) => {
     if (!own(space, at)) throw noTables(operation);
   });
@@ -259,12 +259,13 @@ export function chill(space: SpaceCore, start: number, end: number): void {
   }
 }
 
-/** True if some of `[start, end)` (pages) has a table that Linux would have too. Preconditions: mmapLock. */
+/** True if some of `[start, end)` (pages) has a table that Linux would have too. Preconditions: mmapLock for writing. */
 export function hasTables(space: SpaceCore, start: number, end: number): boolean {
   const w = space.agent.words;
   for (let top = Math.floor(start / TOP_STRETCH); top * TOP_STRETCH < end; top++) {
-    const cold = (Atomics.load(w, space.slot + SP_COLD + (top >>> 5)) & (1 << (top & 31))) !== 0;
-    if (!cold && Atomics.load(w, space.pgd + top) !== 0) return true;
+    // Plain: faults change these under mmapLock.
+    const cold = (w[space.slot + SP_COLD + (top >>> 5)]! & (1 << (top & 31))) !== 0;
+    if (!cold && w[space.pgd + top] !== 0) return true;
   }
   return false;
 }

@@ -42,6 +42,7 @@ import {
 import { unuseSpace, useSpace } from "./lifetime.ts";
 import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 import {
+  carveVma,
   findVma,
   firstVma,
   freeVma,
@@ -251,10 +252,13 @@ export function* readingOp<T>(space: SpaceCore, operation: string, body: () => O
 
 /** Reserves a record for each edge of `[start, end)` that cuts a vma: none is needed to unmap where the arena is full. */
 export function reserveCuts(space: SpaceCore, operation: string, start: number, end: number): Vma[] {
+  return reserve(space, operation, +isCut(space, start) + +isCut(space, end));
+}
+
+function reserve(space: SpaceCore, operation: string, count: number): Vma[] {
   const spares: Vma[] = [];
   try {
-    if (isCut(space, start)) spares.push(reserveVma(space, operation));
-    if (isCut(space, end)) spares.push(reserveVma(space, operation));
+    while (spares.length < count) spares.push(reserveVma(space, operation));
   } catch (error) {
     for (const spare of spares) freeVma(space, spare);
     throw error;
@@ -318,8 +322,7 @@ export function reserveCutsOf(
   start: number,
   end: number,
 ): Vma[] {
-  const whole = vmaStart(space, vma) === start && vmaEnd(space, vma) === end;
-  return whole ? [] : reserveCuts(space, operation, start, end);
+  return reserve(space, operation, +(vmaStart(space, vma) < start) + +(end < vmaEnd(space, vma)));
 }
 
 /** As setFlagsLocked(), with records that reserveCutsOf() gave. Cannot fail. */
@@ -332,14 +335,9 @@ export function applyFlags(
   spares: Vma[],
 ): void {
   const { agent } = space;
-  let part = vma;
   beginWrite(agent, space.slot + SP_VMA_SEQ);
-  if (vmaStart(space, vma) < start) {
-    part = spares.pop()!;
-    splitVma(space, vma, start, part);
-  }
-  if (end < vmaEnd(space, part)) splitVma(space, part, end, spares.pop()!);
-  Atomics.store(agent.words, part + VMA_FLAGS, flags);
+  const part = carveVma(space, vma, start, end, spares);
+  agent.words[part + VMA_FLAGS] = flags; // plain: read under mmapLock, or by the sequence count
   mergeVmas(space, start, end);
   endWrite(agent, space.slot + SP_VMA_SEQ);
 }

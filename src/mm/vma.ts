@@ -37,6 +37,7 @@ import {
 } from "./anonTree.ts";
 import {
   type AnonVma,
+  AV_USES,
   type File,
   FL_LOCK,
   FL_USERS,
@@ -64,9 +65,8 @@ export const vmaEnd = (space: SpaceCore, vma: Vma): number => itLast(space.agent
 export const vmaFlags = (space: SpaceCore, vma: Vma): number => space.agent.words[vma + VMA_FLAGS]!;
 export const vmaFile = (space: SpaceCore, vma: Vma): File => space.agent.words[vma + VMA_FILE] as File;
 
-/** See anonVma.ts; 0 = none. */
-export const vmaAnon = (space: SpaceCore, vma: Vma): AnonVma =>
-  Atomics.load(space.agent.words, vma + VMA_ANON) as AnonVma;
+/** See anonVma.ts; 0 = none. Plain: who asks has mmapLock for writing, or the lock under which faults set it. */
+export const vmaAnon = (space: SpaceCore, vma: Vma): AnonVma => space.agent.words[vma + VMA_ANON]! as AnonVma;
 
 /** Page of the file, or of the anonymous memory, that stands at a virtual page of the vma. */
 export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {
@@ -110,7 +110,7 @@ function unlockTrees(space: SpaceCore, file: File, anon: AnonVma): void {
 /** Preconditions: the locks of both trees. */
 function linkLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma): void {
   const { agent, mm } = space;
-  const pgoff = Atomics.load(agent.words, vma + VMA_PGOFF);
+  const pgoff = agent.words[vma + VMA_PGOFF]!;
   const bytes = vmaEnd(space, vma) - vmaStart(space, vma);
   if (anon !== 0) linkAnonLocked(mm, vma, anon, pgoff, bytes / mm.pageSize);
   if (file === 0) return;
@@ -192,17 +192,37 @@ function resizeLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, end
 
 /** Cuts a vma at `at`; `upper` is a reserved record. */
 export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): void {
-  const { agent } = space;
   const file = vmaFile(space, vma);
   const anon = vmaAnon(space, vma);
-  const end = vmaEnd(space, vma);
-  setVma(space, upper, at, end, kindOf(space, vma, at / space.mm.pageSize));
-  // One hold of the locks: nobody may see the upper half in neither record.
   lockTrees(space, file, anon);
-  resizeLocked(space, vma, file, anon, at);
-  itInsert(agent, space.slot + SP_VMAS, upper);
-  linkLocked(space, upper, file, anon);
+  splitLocked(space, vma, file, anon, at, upper);
   unlockTrees(space, file, anon);
+}
+
+/** One hold of the locks of both trees, the caller's: nobody may see the upper half in neither record. */
+function splitLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, at: number, upper: Vma): void {
+  setVma(space, upper, at, vmaEnd(space, vma), kindOf(space, vma, at / space.mm.pageSize));
+  resizeLocked(space, vma, file, anon, at);
+  itInsert(space.agent, space.slot + SP_VMAS, upper);
+  linkLocked(space, upper, file, anon);
+}
+
+/** Makes `[start, end)`, which is in a vma, a vma of its own, with a reserved record for each cut. */
+export function carveVma(space: SpaceCore, vma: Vma, start: number, end: number, spares: Vma[]): Vma {
+  const cutsStart = vmaStart(space, vma) < start;
+  const cutsEnd = end < vmaEnd(space, vma);
+  if (!cutsStart && !cutsEnd) return vma;
+  const file = vmaFile(space, vma);
+  const anon = vmaAnon(space, vma);
+  let part = vma;
+  lockTrees(space, file, anon);
+  if (cutsStart) {
+    part = spares.pop()!;
+    splitLocked(space, vma, file, anon, start, part);
+  }
+  if (cutsEnd) splitLocked(space, part, file, anon, end, spares.pop()!);
+  unlockTrees(space, file, anon);
+  return part;
 }
 
 /** Takes a vma out of all trees and frees it. Returns its file, whose use the caller gives back. */
@@ -230,11 +250,13 @@ export function forgetAnon(space: SpaceCore, vma: Vma): void {
 }
 
 /**
- * True if two vmas that touch may become one. Linux: can_vma_merge_after(), is_mergeable_anon_vma(). What a fork gave
- * one of them keeps it apart from those that have no pages: its chain of anon_vmas is longer than theirs would be.
+ * True if a vma, which with those that it is to be joined with goes to `end` and has `anon`, may also be joined with the
+ * next one. Linux: can_vma_merge_after(), is_mergeable_anon_vma(). What a fork gave one of them keeps it apart from
+ * those that have no pages: its chain of anon_vmas is longer than theirs would be.
  */
-function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
+function alike(space: SpaceCore, vma: Vma, end: number, anon: AnonVma, next: Vma): boolean {
   const { mm } = space;
+  if (end !== vmaStart(space, next)) return false;
   const flags = vmaFlags(space, vma);
   const nextFlags = vmaFlags(space, next);
   if (
@@ -242,49 +264,64 @@ function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
     vmaFile(space, vma) !== vmaFile(space, next)
   )
     return false;
-  const continues =
-    fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) === space.agent.words[next + VMA_PGOFF]!;
-  if (!continues) return false;
-  const anon = vmaAnon(space, vma);
+  if (fileIndexOf(space, vma, end / mm.pageSize) !== space.agent.words[next + VMA_PGOFF]!) return false;
   const nextAnon = vmaAnon(space, next);
   if (anon === nextAnon) return true;
   return (anon === 0 || nextAnon === 0) && ((flags | nextFlags) & VM_FORK_CHILD) === 0;
 }
 
-/** Joins a vma with its successor if they are alike and touch. True if they were. */
-function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
+/** Joins a vma with its successors that are alike and touch, as long as it goes no further than `limit`. */
+function mergeWithNexts(space: SpaceCore, vma: Vma, limit: number): void {
   const { agent } = space;
-  const next = itSuccessor(agent, vma) as Vma;
-  if (next === 0 || vmaEnd(space, vma) !== vmaStart(space, next) || !alike(space, vma, next)) return false;
   const w = agent.words;
   const file = vmaFile(space, vma);
-  const end = vmaEnd(space, next);
   const own = vmaAnon(space, vma);
-  const lost = vmaAnon(space, next);
-  const anon = own === 0 ? lost : own;
-  itRemove(agent, space.slot + SP_VMAS, next);
-  // One hold of the locks: nobody may see the pages of the upper one in neither record.
-  lockTrees(space, file, anon);
-  unlinkLocked(space, next, file, lost);
-  resizeLocked(space, vma, file, own, end);
-  if (own === 0 && lost !== 0) {
-    const pages = (end - vmaStart(space, vma)) / space.mm.pageSize;
-    linkAnonLocked(space.mm, vma, lost, Atomics.load(w, vma + VMA_PGOFF), pages);
+  let end = vmaEnd(space, vma);
+  let anon = own;
+  const joined: Vma[] = [];
+  for (let next = itSuccessor(agent, vma) as Vma; next !== 0 && end <= limit;) {
+    if (!alike(space, vma, end, anon, next)) break;
+    joined.push(next);
+    end = vmaEnd(space, next);
+    if (anon === 0) anon = vmaAnon(space, next);
+    next = itSuccessor(agent, next) as Vma;
   }
-  if (file !== 0) Atomics.sub(w, file + FL_USERS, 1);
-  Atomics.store(w, vma + VMA_ANON, anon);
+  if (joined.length === 0) return;
+  // One hold of the locks: nobody may see the pages of the upper ones in neither record.
+  lockTrees(space, file, anon);
+  let uses = 0; // of the anon_vma
+  let flags = 0;
+  for (const next of joined) {
+    const lost = vmaAnon(space, next);
+    if (lost !== 0) uses++;
+    flags |= vmaFlags(space, next) & VM_MAYBE_GUARD;
+    itRemove(agent, space.slot + SP_VMAS, next);
+    unlinkLocked(space, next, file, lost);
+  }
+  resizeLocked(space, vma, file, own, end);
+  if (own === 0 && anon !== 0) {
+    linkAnonLocked(
+      space.mm,
+      vma,
+      anon,
+      w[vma + VMA_PGOFF]!,
+      (end - vmaStart(space, vma)) / space.mm.pageSize,
+    );
+    w[vma + VMA_ANON] = anon;
+  }
+  if (file !== 0) Atomics.sub(w, file + FL_USERS, joined.length);
+  w[vma + VMA_FLAGS] = vmaFlags(space, vma) | flags;
   unlockTrees(space, file, anon);
-  dropAnon(space.mm, lost);
-  Atomics.or(w, vma + VMA_FLAGS, vmaFlags(space, next) & VM_MAYBE_GUARD);
-  freeVma(space, next);
-  return true;
+  if (uses > 0) Atomics.sub(w, anon + AV_USES, uses); // not the last one: the vma has it
+  for (const next of joined) freeVma(space, next);
 }
 
 /** Joins neighbours that are alike and touch in `[start, end]`: what has been apart elsewhere stays so, as in Linux. */
 export function mergeVmas(space: SpaceCore, start: number, end: number): void {
   let vma = firstVma(space, Math.max(0, start - 1), end);
   while (vma !== 0 && vmaEnd(space, vma) <= end) {
-    if (!mergeWithNext(space, vma)) vma = itSuccessor(space.agent, vma) as Vma;
+    mergeWithNexts(space, vma, end);
+    vma = itSuccessor(space.agent, vma) as Vma;
   }
 }
 
