@@ -99,7 +99,13 @@ export function extentOf(
   limit: { readonly beyond: MmErrorCode } | { readonly wraps: MmErrorCode },
 ): Extent {
   const { pageSize } = space.mm;
-  if (typeof address !== "number" || !Number.isInteger(address) || address < 0 || address % pageSize !== 0) {
+  // The low bits of any integer: `&` takes them modulo 2^32.
+  if (
+    typeof address !== "number" ||
+    !Number.isInteger(address) ||
+    address < 0 ||
+    (address & (pageSize - 1)) !== 0
+  ) {
     throw new MmError(
       "EINVAL",
       operation,

@@ -278,25 +278,26 @@ function mergeWithNexts(space: SpaceCore, vma: Vma, limit: number): void {
   const own = vmaAnon(space, vma);
   let end = vmaEnd(space, vma);
   let anon = own;
-  const joined: Vma[] = [];
-  for (let next = itSuccessor(agent, vma) as Vma; next !== 0 && end <= limit;) {
+  let count = 0;
+  for (let next = itSuccessor(agent, vma) as Vma; next !== 0 && end <= limit; count++) {
     if (!alike(space, vma, end, anon, next)) break;
-    joined.push(next);
     end = vmaEnd(space, next);
     if (anon === 0) anon = vmaAnon(space, next);
     next = itSuccessor(agent, next) as Vma;
   }
-  if (joined.length === 0) return;
+  if (count === 0) return;
   // One hold of the locks: nobody may see the pages of the upper ones in neither record.
   lockTrees(space, file, anon);
   let uses = 0; // of the anon_vma
   let flags = 0;
-  for (const next of joined) {
+  for (let k = 0; k < count; k++) {
+    const next = itSuccessor(agent, vma) as Vma;
     const lost = vmaAnon(space, next);
     if (lost !== 0) uses++;
     flags |= vmaFlags(space, next) & VM_MAYBE_GUARD;
     itRemove(agent, space.slot + SP_VMAS, next);
     unlinkLocked(space, next, file, lost);
+    freeVma(space, next);
   }
   resizeLocked(space, vma, file, own, end);
   if (own === 0 && anon !== 0) {
@@ -309,11 +310,10 @@ function mergeWithNexts(space: SpaceCore, vma: Vma, limit: number): void {
     );
     w[vma + VMA_ANON] = anon;
   }
-  if (file !== 0) Atomics.sub(w, file + FL_USERS, joined.length);
+  if (file !== 0) Atomics.sub(w, file + FL_USERS, count);
   w[vma + VMA_FLAGS] = vmaFlags(space, vma) | flags;
   unlockTrees(space, file, anon);
   if (uses > 0) Atomics.sub(w, anon + AV_USES, uses); // not the last one: the vma has it
-  for (const next of joined) freeVma(space, next);
 }
 
 /** Joins neighbours that are alike and touch in `[start, end]`: what has been apart elsewhere stays so, as in Linux. */

@@ -364,7 +364,8 @@ function changeEntry(
   wants: Wants | undefined,
 ): boolean {
   const w = space.agent.words;
-  for (let pte = Atomics.load(w, entry); isValid(pte);) {
+  // Plain: what is seen is compared when it is exchanged.
+  for (let pte = w[entry]!; isValid(pte);) {
     if (wants && !wants(pte, vpn)) return false;
     const next = (pte & ~clear) | set;
     if (next === pte) return false;
