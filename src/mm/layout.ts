@@ -55,7 +55,8 @@ export const SP_COLD_COUNT = 7; // A (set under M)  bits of SP_COLD
 export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled
 export const SP_COLD: number = SP_FAULTQ + QUEUE_WORDS; // A (set under M)  a bit for each entry of the top table: see pageTables.ts
 export const SP_SHARED: number = SP_COLD + 64; // A (set under M)  tables shared with other spaces, at most: see pageTables.ts
-export const SP_MMAP_LOCK: number = SP_COLD + 64 + 2;
+export const SP_SPARE_VMA: number = SP_COLD + 65; // M  blank records of vmas, linked by VMA_SPACE: see vma.ts
+export const SP_MMAP_LOCK: number = SP_COLD + 66;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
   space + SP_MMAP_LOCK + rwSemWords(maxAgents) + slot; // A (stored by the owner)

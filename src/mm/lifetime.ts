@@ -15,12 +15,15 @@ import { lockSpin, unlockSpin } from "../sync/index.ts";
 import {
   MM_LOCK,
   SP_ID,
+  SP_SPARE_VMA,
   SP_STATE,
   SPACE_EXITED,
   SPACE_FREE,
   SPACE_LIVE,
   spaceWords,
   spUsersAt,
+  VMA_SPACE,
+  VMA_WORDS,
 } from "./layout.ts";
 import { destroyRadix } from "./radix.ts";
 import { type SpaceCore, takeTlbs, tlbWords } from "./spaceCore.ts";
@@ -105,6 +108,11 @@ function destroySpace(space: SpaceCore): void {
   space.detachTlb();
   if (mm.spaces.get(space.slot) === space) mm.spaces.delete(space.slot);
   destroyRadix(agent, mm.heap, space.pgd);
+  for (let vma = agent.words[space.slot + SP_SPARE_VMA]!; vma !== 0;) {
+    const next = agent.words[vma + VMA_SPACE]!;
+    mm.free(vma, VMA_WORDS);
+    vma = next;
+  }
   space.notifiers.disown();
   mm.free(space.slot, spaceWords(mm.maxAgents));
 }

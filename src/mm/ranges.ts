@@ -49,7 +49,6 @@ import {
   mergeVmas,
   nextVma,
   reserveVma,
-  splitVma,
   vmaEnd,
   vmaFlags,
   vmaStart,
@@ -58,17 +57,17 @@ import {
 /** "r", "rw" …, or PROT_READ 1 | PROT_WRITE 2 | PROT_EXEC 4. */
 export type Prot = "none" | "r" | "w" | "rw" | "rx" | "rwx" | number;
 
-const PROTS: Readonly<Record<string, number>> = {
-  none: 0,
-  r: VM_READ,
-  w: VM_WRITE,
-  rw: VM_READ | VM_WRITE,
-  rx: VM_READ | VM_EXEC,
-  rwx: VM_READ | VM_WRITE | VM_EXEC,
-};
+const PROTS: ReadonlyMap<string, number> = new Map([
+  ["none", 0],
+  ["r", VM_READ],
+  ["w", VM_WRITE],
+  ["rw", VM_READ | VM_WRITE],
+  ["rx", VM_READ | VM_EXEC],
+  ["rwx", VM_READ | VM_WRITE | VM_EXEC],
+]);
 
 export function protFlags(prot: Prot, operation: string): number {
-  const flags = typeof prot === "number" ? prot : PROTS[prot];
+  const flags = typeof prot === "number" ? prot : PROTS.get(prot);
   if (flags === undefined || !Number.isInteger(flags) || flags < 0 || (flags & ~VM_PROT) !== 0) {
     throw new MmError(
       "EINVAL",
@@ -280,7 +279,7 @@ function isCut(space: SpaceCore, at: number): boolean {
 /** Splits the vma that has `at` inside it, with one of the reserved records. */
 export function cutAt(space: SpaceCore, at: number, spares: Vma[]): void {
   const vma = findVma(space, at);
-  if (vma !== 0 && vmaStart(space, vma) < at) splitVma(space, vma, at, spares.pop()!);
+  if (vma !== 0 && vmaStart(space, vma) < at) carveVma(space, vma, at, vmaEnd(space, vma), spares);
 }
 
 /** One vma's part of a range. */

@@ -42,6 +42,7 @@ import {
   FL_LOCK,
   FL_USERS,
   FL_VMAS,
+  SP_SPARE_VMA,
   SP_VMA_SEQ,
   SP_VMAS,
   VM_FORK_CHILD,
@@ -107,9 +108,10 @@ function unlockTrees(space: SpaceCore, file: File, anon: AnonVma): void {
   if (file !== 0) unlockSpin(space.agent, file + FL_LOCK);
 }
 
-/** Preconditions: the locks of both trees. */
-function linkLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma): void {
+/** Puts a vma into all its trees. Preconditions: the locks of those by page. */
+function enterLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma): void {
   const { agent, mm } = space;
+  itInsert(agent, space.slot + SP_VMAS, vma);
   const pgoff = agent.words[vma + VMA_PGOFF]!;
   const bytes = vmaEnd(space, vma) - vmaStart(space, vma);
   if (anon !== 0) linkAnonLocked(mm, vma, anon, pgoff, bytes / mm.pageSize);
@@ -155,18 +157,37 @@ export const kindOf = (space: SpaceCore, vma: Vma, vpn: number): VmaKind => ({
   anon: vmaAnon(space, vma),
 });
 
-/** A blank record, reserved before anything is changed. Errors: ENOMEM. */
-export const reserveVma = (space: SpaceCore, operation: string): Vma =>
-  space.mm.alloc(VMA_WORDS, operation) as Vma;
-export const freeVma = (space: SpaceCore, vma: Vma): void => space.mm.free(vma, VMA_WORDS);
+/** A record in no tree, reserved before anything is changed. Errors: ENOMEM. */
+export function reserveVma(space: SpaceCore, operation: string): Vma {
+  const w = space.agent.words;
+  const spare = w[space.slot + SP_SPARE_VMA]!;
+  if (spare === 0) return space.mm.alloc(VMA_WORDS, operation) as Vma;
+  w[space.slot + SP_SPARE_VMA] = w[spare + VMA_SPACE]!;
+  return spare as Vma;
+}
+
+/**
+ * The space keeps two records at hand, which is what an operation inside a vma needs; in debug mode none, so that who
+ * uses one that is gone is noticed.
+ */
+export function freeVma(space: SpaceCore, vma: Vma): void {
+  const { agent, mm } = space;
+  const w = agent.words;
+  const spare = w[space.slot + SP_SPARE_VMA]!;
+  if (agent.debug || (spare !== 0 && w[spare + VMA_SPACE] !== 0)) {
+    mm.free(vma, VMA_WORDS);
+    return;
+  }
+  w[vma + VMA_SPACE] = spare;
+  w[space.slot + SP_SPARE_VMA] = vma;
+}
 
 /** Enters a reserved record. Preconditions: nothing is mapped there. */
 export function insertVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: VmaKind): void {
   setVma(space, vma, start, end, kind);
-  itInsert(space.agent, space.slot + SP_VMAS, vma);
   const { file, anon } = kind;
   lockTrees(space, file, anon);
-  linkLocked(space, vma, file, anon);
+  enterLocked(space, vma, file, anon);
   unlockTrees(space, file, anon);
 }
 
@@ -190,37 +211,21 @@ function resizeLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, end
   itResize(agent, file + FL_VMAS, node, itStart(agent, node) + (end - start) - 1);
 }
 
-/** Cuts a vma at `at`; `upper` is a reserved record. */
-export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): void {
-  const file = vmaFile(space, vma);
-  const anon = vmaAnon(space, vma);
-  lockTrees(space, file, anon);
-  splitLocked(space, vma, file, anon, at, upper);
-  unlockTrees(space, file, anon);
-}
-
-/** One hold of the locks of both trees, the caller's: nobody may see the upper half in neither record. */
-function splitLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, at: number, upper: Vma): void {
-  setVma(space, upper, at, vmaEnd(space, vma), kindOf(space, vma, at / space.mm.pageSize));
-  resizeLocked(space, vma, file, anon, at);
-  itInsert(space.agent, space.slot + SP_VMAS, upper);
-  linkLocked(space, upper, file, anon);
-}
-
-/** Makes `[start, end)`, which is in a vma, a vma of its own, with a reserved record for each cut. */
+/** Makes `[start, end)`, which is in a vma, a vma of its own, with a reserved record for each cut. Returns the vma of it. */
 export function carveVma(space: SpaceCore, vma: Vma, start: number, end: number, spares: Vma[]): Vma {
-  const cutsStart = vmaStart(space, vma) < start;
-  const cutsEnd = end < vmaEnd(space, vma);
-  if (!cutsStart && !cutsEnd) return vma;
+  const { pageSize } = space.mm;
   const file = vmaFile(space, vma);
   const anon = vmaAnon(space, vma);
-  let part = vma;
+  const vmaLast = vmaEnd(space, vma);
+  const part = vmaStart(space, vma) < start ? spares.pop()! : vma;
+  const upper = end < vmaLast ? spares.pop()! : (0 as Vma);
+  if (part !== vma) setVma(space, part, start, end, kindOf(space, vma, start / pageSize));
+  if (upper !== 0) setVma(space, upper, end, vmaLast, kindOf(space, vma, end / pageSize));
+  // One hold of the locks: nobody may see a part in no record.
   lockTrees(space, file, anon);
-  if (cutsStart) {
-    part = spares.pop()!;
-    splitLocked(space, vma, file, anon, start, part);
-  }
-  if (cutsEnd) splitLocked(space, part, file, anon, end, spares.pop()!);
+  if (part !== vma || upper !== 0) resizeLocked(space, vma, file, anon, part !== vma ? start : end);
+  if (part !== vma) enterLocked(space, part, file, anon);
+  if (upper !== 0) enterLocked(space, upper, file, anon);
   unlockTrees(space, file, anon);
   return part;
 }
