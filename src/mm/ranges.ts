@@ -341,8 +341,11 @@ export function applyFlags(
 ): void {
   const { agent } = space;
   beginWrite(agent, space.slot + SP_VMA_SEQ);
+  // What is cut from each other is not alike.
+  const first = vmaStart(space, vma) < start ? start + 1 : start;
+  const last = end < vmaEnd(space, vma) ? end - 1 : end;
   const part = carveVma(space, vma, start, end, spares);
   agent.words[part + VMA_FLAGS] = flags; // plain: read under mmapLock, or by the sequence count
-  mergeVmas(space, start, end);
+  if (first === start || last === end) mergeVmas(space, first, last);
   endWrite(agent, space.slot + SP_VMA_SEQ);
 }

@@ -219,11 +219,12 @@ export function carveVma(space: SpaceCore, vma: Vma, start: number, end: number,
   const vmaLast = vmaEnd(space, vma);
   const part = vmaStart(space, vma) < start ? spares.pop()! : vma;
   const upper = end < vmaLast ? spares.pop()! : (0 as Vma);
+  if (part === vma && upper === 0) return vma;
   if (part !== vma) setVma(space, part, start, end, kindOf(space, vma, start / pageSize));
   if (upper !== 0) setVma(space, upper, end, vmaLast, kindOf(space, vma, end / pageSize));
   // One hold of the locks: nobody may see a part in no record.
   lockTrees(space, file, anon);
-  if (part !== vma || upper !== 0) resizeLocked(space, vma, file, anon, part !== vma ? start : end);
+  resizeLocked(space, vma, file, anon, part !== vma ? start : end);
   if (part !== vma) enterLocked(space, part, file, anon);
   if (upper !== 0) enterLocked(space, upper, file, anon);
   unlockTrees(space, file, anon);
