@@ -115,7 +115,7 @@ export function inSharedTable(space: SpaceCore, vpn: number): boolean {
 function own(space: SpaceCore, at: number): boolean {
   const { agent, mm } = space;
   const w = agent.words;
-  const pointer = Atomics.load(w, at);
+  const pointer = w[at]!; // plain: fork marks it under mmapLock for writing, and below it is looked at again
   if ((pointer & TABLE_SHARED) === 0) return true;
   const table = pointer & ~TABLE_SHARED;
   const lock = lockOf(mm, table);

@@ -96,8 +96,8 @@ export class SpaceCore {
   }
 
   /**
-   * As `live`, with plain loads. For who has mmapLock, or a table that is to go: what exit() does there it does after it
-   * has said that the space exits.
+   * As `live`, with plain loads. For who has mmapLock, or a TLB that is to go: what exit() does there it does after it
+   * has said that the space exits. Elsewhere the answer may be old, as that of `live` is when it is used.
    */
   get stillLive(): boolean {
     const w = this.agent.words;
