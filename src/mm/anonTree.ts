@@ -92,9 +92,9 @@ export function dropAnon(mm: Mm, anon: AnonVma): void {
   }
 }
 
-export const rootOf = (mm: Mm, anon: AnonVma): AnonVma =>
-  Atomics.load(mm.agent.words, anon + AV_ROOT) as AnonVma;
-/** What pages name that are made in an anon_vma. Plain: it is written before the record can be found. */
+// Plain: both are written before the record can be found.
+export const rootOf = (mm: Mm, anon: AnonVma): AnonVma => mm.agent.words[anon + AV_ROOT]! as AnonVma;
+/** What pages name that are made in an anon_vma. */
 export const homeOf = (mm: Mm, anon: AnonVma): AnonVma => mm.agent.words[anon + AV_HOME]! as AnonVma;
 
 /** Takes the lock of the family's tree; nothing without an anon_vma. */

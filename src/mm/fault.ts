@@ -56,6 +56,7 @@ import {
   SP_FAULTQ,
   SP_MMAP_LOCK,
   SP_TRACKERS,
+  VM_LOCKED,
   VM_PROT,
   VM_SHARED,
   VM_WRITE,
@@ -124,11 +125,12 @@ export const FAULT_AWAY = 16; //    its newest bytes are in a device
  * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
  * thread, read at once.
  */
-const need: { file: FileCore | undefined; index: number; pfn: number; anon: number } = {
+const need: { file: FileCore | undefined; index: number; pfn: number; anon: number; locked: boolean } = {
   file: undefined,
   index: 0,
   pfn: 0,
   anon: 0,
+  locked: false,
 };
 
 const NEW_ANON: number = PTE_VALID | PTE_READ | PTE_WRITTEN | PTE_EXCLUSIVE;
@@ -215,6 +217,7 @@ function faultWriteProtected(
     }
     need.anon = prepareAnon(space, vma);
     need.index = fileIndexOf(space, vma, vpn);
+    need.locked = (flags & VM_LOCKED) !== 0;
     return need.anon === 0 ? FAULT_ARENA : FAULT_COW;
   }
   const file = fileAt(mm, vmaFile(space, vma));
@@ -478,9 +481,10 @@ function* fetchAwayOp(space: SpaceCore, vpn: number, address: number): Op<void> 
   if (still) throw new BusError("access", address, "its newest bytes were in a device whose agent has ended");
 }
 
+/** Preconditions: mmapLock; without it the answer may be old. */
 export function checkLive(space: SpaceCore, operation: string): void {
   space.agent.checkUsable(operation);
-  if (!space.live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
+  if (!space.stillLive) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
 }
 
 function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
@@ -536,16 +540,20 @@ function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
 
 const needsCopy = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
 
-/** Fills a fresh frame, the page `index` of `anon`, and puts it in the place of the one that a busy entry had. */
-function installCopy(
-  space: SpaceCore,
-  vpn: number,
-  entry: Pte,
-  old: number,
-  fresh: number,
-  anon: number,
-  index: number,
-): void {
+/** The copy that is to be made of a page. */
+interface Copy {
+  /** Its frame, with a reference of its own. */
+  readonly fresh: Pfn;
+  /** What it is to name. */
+  readonly anon: number;
+  readonly index: number;
+  /** The mapping is. */
+  readonly locked: boolean;
+}
+
+/** Fills the frame of a copy, and puts it in the place of the one that a busy entry had. */
+function installCopy(space: SpaceCore, entry: Pte, old: number, copy: Copy): void {
+  const { fresh, anon, index, locked } = copy;
   const { agent, mm } = space;
   const { frames } = mm;
   if (old === ZERO_PFN) frames.zeroFrame(fresh);
@@ -554,7 +562,7 @@ function installCopy(
   Atomics.store(agent.words, entry, makePte(fresh, NEW_ANON));
   wakeQueue(agent.words, space.slot + SP_FAULTQ);
   if (old !== ZERO_PFN) {
-    batchReplaced(space, vpn, old);
+    if (locked) batchReplaced(mm, old);
     frames.putMapped(old);
   }
   mm.count(CT_COW);
@@ -565,17 +573,17 @@ const COPIED: number = 0;
 const NOT_NEEDED: number = 1; // somebody else did it: the access tries again
 const WAITS: number = 2; //      for another agent, or for whoever changes the entry; nothing is changed
 
-/** Copies the page of an entry to `fresh`, the page `index` of `anon`, if nobody has to be waited for. Preconditions: an open range; mmapLock. */
-function tryCopy(space: SpaceCore, vpn: number, fresh: number, anon: number, index: number): number {
+/** Copies the page of an entry if nobody has to be waited for. Preconditions: an open range; mmapLock. */
+function tryCopy(space: SpaceCore, vpn: number, copy: Copy): number {
   const { agent } = space;
   const w = agent.words;
   const entry = radixFind(w, space.pgd, vpn);
-  const pte = Atomics.load(w, entry);
+  const pte = w[entry]!; // plain: it is compared when it is exchanged
   if (isBusy(pte)) return WAITS;
   if (!isValid(pte) || !needsCopy(pte)) return NOT_NEEDED;
   if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) !== pte) return WAITS;
   if (markRange(space, vpn, vpn + 1).length === 0) {
-    installCopy(space, vpn, entry, pfnOfPte(pte), fresh, anon, index);
+    installCopy(space, entry, pfnOfPte(pte), copy);
     return COPIED;
   }
   Atomics.store(w, entry, pte);
@@ -593,7 +601,8 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
   let result = FAULT_COW;
   if (beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
     const fresh = mm.frames.tryAlloc(false);
-    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, fresh, need.anon, need.index);
+    const { anon, index, locked } = need;
+    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, { fresh, anon, index, locked });
     if (outcome === COPIED) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
     else if (fresh !== 0) mm.frames.put(fresh);
     result = fresh === 0 ? FAULT_FRAME : outcome === WAITS ? FAULT_COW : FAULT_DONE;
@@ -603,22 +612,17 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
 }
 
 /** A copy-on-write under way. */
-interface OpenCopy {
+interface OpenCopy extends Copy {
   readonly range: OpenRange;
   /** What is left of opening the range; undefined: it is open. */
   readonly rest: Op<void> | undefined;
-  /** The frame of the copy, with a reference of its own. */
-  readonly fresh: Pfn;
-  /** What the copy is to name. */
-  readonly anon: number;
-  readonly index: number;
 }
 
 /** Reserves a frame and begins to tell the subscribers. Undefined: no frame is free, and nobody has been told. */
 function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy | undefined {
   const { mm } = space;
   const { pageSize } = mm;
-  const { anon, index } = need;
+  const { anon, index, locked } = need;
   const fresh = mm.frames.tryAlloc(false);
   if (fresh === 0) return undefined;
   const c = space.notifiers.context;
@@ -626,7 +630,7 @@ function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy |
   try {
     const rest = openRange(c, range, false);
     if (!rest) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-    return { range, rest, fresh, anon, index };
+    return { range, rest, fresh, anon, index, locked };
   } catch (error) {
     mm.frames.put(fresh);
     throw error;
@@ -636,7 +640,6 @@ function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy |
 /** Goes on with a copy-on-write to its end. Preconditions: mmapLock held for reading. */
 function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> {
   const { mm } = space;
-  const { fresh, anon, index } = copy;
   let used = false;
   try {
     if (copy.rest) {
@@ -647,12 +650,12 @@ function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> 
       const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
       if (taken.entries.length === 0) return; // somebody else did it: the access tries again
       used = true;
-      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh, anon, index);
+      installCopy(space, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), copy);
     } finally {
       endOpenRange(space.notifiers.context, copy.range);
     }
   } finally {
-    if (!used) mm.frames.put(fresh);
+    if (!used) mm.frames.put(copy.fresh);
   }
 }
 
@@ -692,7 +695,7 @@ export function faultNow(
     const result = faultLocked(space, vpn, write);
     if (result === FAULT_DONE) return undefined;
     // Subscribers of a space that exits have had its release: nobody tells them more.
-    const copy = result === FAULT_COW && space.live ? openCopy(space, vpn, agent.mayBlock) : undefined;
+    const copy = result === FAULT_COW && space.stillLive ? openCopy(space, vpn, agent.mayBlock) : undefined;
     if (!copy) return faultOp(space, vpn, write, address);
     if (!copy.rest && tryFinishCopy(space, vpn, copy)) return undefined;
     handedOver = true;
@@ -705,13 +708,13 @@ export function faultNow(
 }
 
 /** As finishCopyOp(), for an open range. False: it has to wait, and the range is still open. */
-function tryFinishCopy(space: SpaceCore, vpn: number, { range, fresh, anon, index }: OpenCopy): boolean {
+function tryFinishCopy(space: SpaceCore, vpn: number, copy: OpenCopy): boolean {
   let outcome = NOT_NEEDED;
   try {
-    outcome = tryCopy(space, vpn, fresh, anon, index);
+    outcome = tryCopy(space, vpn, copy);
   } finally {
-    if (outcome === NOT_NEEDED) space.mm.frames.put(fresh);
-    if (outcome !== WAITS) endOpenRange(space.notifiers.context, range);
+    if (outcome === NOT_NEEDED) space.mm.frames.put(copy.fresh);
+    if (outcome !== WAITS) endOpenRange(space.notifiers.context, copy.range);
   }
   return outcome !== WAITS;
 }

@@ -78,8 +78,16 @@ import {
   PTE_POISON,
   PTE_WRITE,
 } from "./pte.ts";
-import { entryIn, LEAF_ENTRIES, radixEnsurePointer, radixStretches, TABLE_SHARED } from "./radix.ts";
-import { ensureEntry, markShared, noTables, ownTables, shareTable, unmarkShared } from "./pageTables.ts";
+import { LEAF_ENTRIES, radixStretches } from "./radix.ts";
+import {
+  ensureEntry,
+  markShared,
+  noTables,
+  ownTables,
+  shareTables,
+  unmarkShared,
+  unmarkUnshared,
+} from "./pageTables.ts";
 import { close, firstPart, openOp, type Part, writingOp } from "./ranges.ts";
 import { allocFrameOp } from "./reclaim.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
@@ -163,20 +171,22 @@ function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
     for (const { start, end } of cut)
       open.push(yield* openOp(space, start, end, MmuNotifierEvent.ProtectionPage));
     const { shared, copied } = partsOf(space, heirs);
-    const marked = new Map<number, Stretch>();
+    const marked: number[] = [];
+    let done = false;
     try {
-      markTables(space, shared, marked);
+      for (const { first, end } of shared) markShared(space, first, end, marked);
       for (const heir of cut) yield* protectOp(space, heir, copied.get(heir.vma));
       // From here on nothing waits.
       for (const heir of inFileOrder(space, heirs)) bequeath(space, child, heir);
-      const held = anyHeldRuns(space.mm) ? unmarkHeld(space, marked) : [];
-      for (const stretch of shared) shareTables(space, child, stretch, marked);
+      const held = anyHeldRuns(space.mm) ? unmarkHeld(space, shared, new Set(marked)) : [];
+      for (const { first, end } of shared) shareTables(space, child, first, end);
       let lacking = 0;
       for (const stretches of [...copied.values(), held])
         for (const stretch of stretches) lacking += copyEntries(space, child, stretch);
+      done = true;
       return lacking;
     } finally {
-      for (const at of marked.keys()) unmarkShared(space, at);
+      if (!done) unmarkUnshared(space, marked);
     }
   } finally {
     for (const range of open.reverse()) close(space, range);
@@ -255,27 +265,17 @@ function partsOf(space: SpaceCore, heirs: readonly Heir[]): Parts {
   return { shared, copied };
 }
 
-/** Takes write permission from tables that are to be shared; `marked` has where, for those that had it. */
-function markTables(space: SpaceCore, stretches: readonly Stretch[], marked: Map<number, Stretch>): void {
-  for (const { first, end } of stretches) {
-    radixStretches(space.agent.words, space.pgd, first, end, (_entry, vpn, count, at) => {
-      if (markShared(space, at)) marked.set(at, { first: vpn, end: vpn + count });
-    });
-  }
-}
-
 /** Makes marked tables the parent's own again in which there is a page that somebody holds. Returns their stretches. */
-function unmarkHeld(space: SpaceCore, marked: Map<number, Stretch>): Stretch[] {
+function unmarkHeld(space: SpaceCore, shared: readonly Stretch[], marked: ReadonlySet<number>): Stretch[] {
   const { frames } = space.mm;
   const stretches: Stretch[] = [];
-  for (const [at, stretch] of marked) {
-    const entry = entryIn(Atomics.load(space.agent.words, at), stretch.first);
-    const count = stretch.end - stretch.first;
-    if (!frames.anyHeld(entry, count, PTE_PFN_SHIFT)) continue;
-    frames.kernels.protectRange(entry * WORD_BYTES, count, ~PTE_WRITE, 0);
-    unmarkShared(space, at);
-    marked.delete(at);
-    stretches.push(stretch);
+  for (const { first, end } of shared) {
+    radixStretches(space.agent.words, space.pgd, first, end, (entry, vpn, count, at) => {
+      if (!marked.has(at) || !frames.anyHeld(entry, count, PTE_PFN_SHIFT)) return;
+      frames.kernels.protectRange(entry * WORD_BYTES, count, ~PTE_WRITE, 0);
+      unmarkShared(space, at);
+      stretches.push({ first: vpn, end: vpn + count });
+    });
   }
   return stretches;
 }
@@ -292,24 +292,6 @@ function* protectOp(space: SpaceCore, heir: Heir, copied: readonly Stretch[] = [
     whole ||= first === low && end === high;
   }
   if (!whole) yield* awaitAcksOp(space, markRange(space, low, high));
-}
-
-/** Gives the child the marked tables of a stretch. Errors: ENOMEM. */
-function shareTables(
-  space: SpaceCore,
-  child: SpaceCore,
-  { first, end }: Stretch,
-  marked: Map<number, Stretch>,
-): void {
-  const { agent, mm } = space;
-  const w = agent.words;
-  radixStretches(w, space.pgd, first, end, (_entry, vpn, _count, at) => {
-    if ((Atomics.load(w, at) & TABLE_SHARED) === 0) return; // copied: somebody has a view
-    const to = radixEnsurePointer(agent, mm.heap, child.pgd, vpn);
-    if (to === 0) throw noTables("fork");
-    shareTable(space, at, child, to);
-    marked.delete(at);
-  });
 }
 
 /**

@@ -60,7 +60,8 @@ export const SP_SHARED: number = SP_COLD + 64; // A (set under M)  tables shared
 export const SP_SPECIAL: number = SP_COLD + 65; // A  1: there may be entries of pages on devices, or on their way: see pte.ts
 export const SP_MIGRATING: number = SP_COLD + 66; // A  operations that have put migration entries in it
 export const SP_TRACKERS: number = SP_COLD + 67; // M  newest write tracker: see trackers.ts
-export const SP_MMAP_LOCK: number = SP_COLD + 68;
+export const SP_SPARE_VMA: number = SP_COLD + 68; // M  blank records of vmas, linked by VMA_SPACE: see vma.ts
+export const SP_MMAP_LOCK: number = SP_COLD + 70;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
   space + SP_MMAP_LOCK + rwSemWords(maxAgents) + slot; // A (stored by the owner)

@@ -2,7 +2,15 @@
 import { arenaFull, isMmError, MmError } from "../errors.ts";
 import { allocWords, itLowest, itSuccessor, PG_UNUSED, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
 import { createSubscriptions, Notifiers, type NotifierSpace, type Subs } from "../notifier/index.ts";
-import { checkLiveness, type Immediate, type Op, runAsync, syncFacet, tryFacet } from "../sched/index.ts";
+import {
+  checkLiveness,
+  type Immediate,
+  type Op,
+  runAsync,
+  runBlocking,
+  syncFacet,
+  tryFacet,
+} from "../sched/index.ts";
 import { readChanged, readSequence } from "../sync/index.ts";
 import { missingOf, type Span, SpaceAccess } from "./access.ts";
 import type { Advice } from "./advice.ts";
@@ -53,7 +61,7 @@ import { mlockOp, munlockOp } from "./mlock.ts";
 import type { Mm } from "./mm.ts";
 import type { PhysicalMemory } from "./memory.ts";
 import { type MapRequest, mmapOp, munmapOp } from "./mmap.ts";
-import { mprotectOp } from "./mprotect.ts";
+import { mprotectNow, mprotectOp } from "./mprotect.ts";
 import { type MoveOptions, mremapOp } from "./mremap.ts";
 import { type MsyncFlags, msyncOp } from "./msync.ts";
 import { fileAt, mapsFilePage } from "./pageCache.ts";
@@ -228,8 +236,15 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
   get sync(): Immediate<SpaceOperations> & { readonly atomics: SyncAtomics } {
     return (this.#sync ??= {
       ...syncFacet(this.agent, this.#ops),
+      ...(this.agent.mayBlock && { mprotect: (...args) => this.#mprotectSync(...args) }),
       atomics: { wait: (...args) => this.#waitSync(...args) },
     });
+  }
+
+  #mprotectSync(address: number, length: number, prot: Prot): void {
+    this.agent.checkNotInCallback("sync");
+    const rest = mprotectNow(this, address, length, prot);
+    if (rest) runBlocking(this.agent, rest);
   }
 
   /** The operations that never wait: EAGAIN instead, no step half done. */

@@ -382,7 +382,8 @@ function changeEntry(
   wants: Wants | undefined,
 ): boolean {
   const w = space.agent.words;
-  let pte = Atomics.load(w, entry);
+  // Plain: what is seen is compared when it is exchanged.
+  let pte = w[entry]!;
   if (!wants && kindOfPte(pte) !== 0) reduceSpecial(space, entry, clear & PTE_KEPT);
   while (isValid(pte)) {
     if (wants && !wants(pte, vpn)) return false;
