@@ -49,6 +49,14 @@ test("another agent sees it in shared memory, without asking", async () => {
   expect(rig.raw.notifiers.testYoung(base)).toBe(false);
 });
 
+test("what is mapped anew is not young", async () => {
+  const rig = await mmus.make(8);
+  const base = await numbered(rig, 2);
+  await kernelOf(rig.device, rig.mmu, GATHER)(pagesFrom(base, 2));
+  await rig.raw.munmap(base, PAGE);
+  expect(pagesFrom(base, 2).map((at) => rig.raw.notifiers.testYoung(at))).toEqual([false, true]);
+});
+
 test("reclaim takes what the GPU does not use", async () => {
   const rig = await makeRig(64, { mayBlock: false, folio: PAGE, faultAround: PAGE });
   const device = await mmus.device();

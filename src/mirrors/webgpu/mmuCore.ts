@@ -49,6 +49,8 @@ export interface Wanted {
   readonly write: boolean;
   /** An invocation really wants it: that it cannot be had is an error. */
   readonly firm: boolean;
+  /** So is that it cannot be had for writing. */
+  readonly firmWrite: boolean;
 }
 
 /** Bytes, end exclusive. */
@@ -175,6 +177,10 @@ export class MmuCore {
     }
     interval.setSeq(curSeq);
     if (range.event === MmuNotifierEvent.Release) this.ended = true;
+    // What is mapped there later has not been used. The space's end needs no such care.
+    else if (range.event === MmuNotifierEvent.Unmap && !this.ended) {
+      this.young.test(Math.floor(range.start / this.pageSize), Math.ceil(range.end / this.pageSize), true);
+    }
     for (const slot of slots) {
       if (!pool.has(slot, SLOT_LEAVING)) this.table.remove(pool.vpnOf(slot));
       if (written.has(slot)) pool.add(slot, SLOT_LEAVING);
@@ -339,7 +345,8 @@ export class MmuCore {
     uploader: Uploader,
   ): Promise<number> {
     const { interval, space, pageSize } = this;
-    const { vpn, write, firm } = wanted[k]!;
+    const { vpn, firm, firmWrite } = wanted[k]!;
+    let { write } = wanted[k]!;
     const { start } = this.rangeOf(vpn);
     const most = Math.min(FILL_PAGES, slots.length - k);
     let pages = 1;
@@ -347,7 +354,6 @@ export class MmuCore {
       pages++;
     // What rangeFault() needs of it, which is all that a space knows of its memory.
     const memory = { agent: space.agent, mm: space.mm, pageSize } as unknown as PhysicalMemory;
-    const access = write ? "rw" : "r";
     const deadline = performance.now() + FILL_TIMEOUT_MS;
     for (;;) {
       if (this.gpu === undefined) throw new DeviceLost("the device was lost while pages were brought in");
@@ -356,6 +362,7 @@ export class MmuCore {
         // First: each page that is copied on write is an invalidation of its own, which would overtake the fill.
         if (write) await space.populate(start, length, "rw");
         const seq = interval.tryReadBegin() ?? (await interval.readBegin());
+        const access = write ? "rw" : "r";
         await rangeFault(interval, { memory, space, seq, start, length, entries: this.#snapshot, access });
         if (!interval.readRetry(seq)) {
           // P1: nothing between the check and here.
@@ -365,10 +372,12 @@ export class MmuCore {
         }
       } catch (error) {
         if (!isMmError(error, "EBUSY")) {
-          const good = this.#goodPages(error, start, pages);
-          if (good === 0 && (firm || !isBadAccess(error))) throw error;
-          if (good === 0) return 1;
-          pages = good;
+          if (!isBadAccess(error)) throw error;
+          const good = Math.min(pages - 1, Math.floor((error.address - start) / pageSize));
+          if (good > 0) pages = good;
+          else if (write && !firmWrite) write = false;
+          else if (firm) throw error;
+          else return 1;
           continue;
         }
       }
@@ -381,13 +390,6 @@ export class MmuCore {
         { range: this.rangeOf(vpn) },
       );
     }
-  }
-
-  /** How many pages lie before the one that an access error names. */
-  #goodPages(error: unknown, start: number, pages: number): number {
-    if (!isBadAccess(error)) return 0;
-    const good = Math.floor((error.address - start) / this.pageSize);
-    return good > 0 && good < pages ? good : 0;
   }
 
   #install(vpn: number, pfn: number, write: boolean, slot: number, uploader: Uploader): void {
