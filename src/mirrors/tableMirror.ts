@@ -12,7 +12,7 @@
  *       So bytes behind an entry stay the page's until the next safepoint after the lookup: no reference is needed, and
  *       whoever uses them passes none (no operation, no memory.poll(), no await) from read() to the last byte.
  */
-import { isMmError, MmError } from "../errors.ts";
+import { BusError, isMmError, MmError, SegvError } from "../errors.ts";
 import { hmmPfn, type RangeFault, rangeFault } from "../hmm/index.ts";
 import { type AddressSpace, type PhysicalMemory, presentPages } from "../mm/index.ts";
 import type { IntervalNotifier, MmuNotifierRange } from "../notifier/index.ts";
@@ -44,6 +44,14 @@ const DEFAULT_FILL_BYTES = 256 * 1024;
  * an agent may wait for its turn on a processor as long as that.
  */
 const FILL_TIMEOUT_MS = 10_000;
+
+/** What rangeFault() refuses as the error of an access to that page. */
+function asAccess(error: unknown): unknown {
+  if (!isMmError(error, "EFAULT") || !error.range) return error;
+  return error.cause instanceof BusError
+    ? error.cause
+    : new SegvError("fill", error.range.start, "SEGV_ACCERR");
+}
 
 /** One attempt after another to fill a stretch of the table. */
 interface Fill {
@@ -258,10 +266,11 @@ export class TableMirror implements AsyncDisposable {
 
   /** Leaves out what cannot be had. Throws if that is the page itself: the others are a bonus. */
   #shorten(fill: Fill, error: unknown): void {
-    const { address } = error as { address?: unknown };
+    const failure = asAccess(error);
+    const { address } = failure as { address?: unknown };
     const before =
       typeof address === "number" ? Math.floor((address - this.#addressOf(fill.page)) / this.pageSize) : 0;
-    if (before <= 0 || before >= fill.pages) throw error;
+    if (before <= 0 || before >= fill.pages) throw failure;
     fill.pages = before;
   }
 

@@ -20,19 +20,33 @@
  * A page that somebody holds a reference to besides its mappings (a span, a pin) may be written without an entry: the
  * child gets a copy of it at once, and its table is copied, too.
  *
+ * A page on a device is shared like one in a frame. What a device has for its own is taken back first, and what is on its way
+ * to a device or back is waited for; a space that ever had such pages shares no page-table page.
+ *
  * Lock order: mmapLock of the parent (write) > folio lock (tried only) > file lock > heap. Nobody uses the child yet.
  */
 import { arenaFull, MmError } from "../errors.ts";
-import { itPredecessor, itStart, itSuccessor, PG_ANON, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import {
+  itPredecessor,
+  itStart,
+  itSuccessor,
+  MOST_MAPPINGS,
+  PG_ANON,
+  PG_UPTODATE,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { createAnon, dropAnon, homeOf } from "./anonTree.ts";
+import { takeAllBack } from "./exclusive.ts";
 import { exitOp } from "./exit.ts";
 import {
   type AnonVma,
   FL_LOCK,
+  SP_MIGRATING,
+  SP_SPECIAL,
   SP_STATE,
   type Space,
   SPACE_LIVE,
@@ -47,16 +61,21 @@ import {
   type Vma,
   VMA_FILE_NODE,
 } from "./layout.ts";
+import { usingOp } from "./lifetime.ts";
+import { waitSettledOp } from "./migrate.ts";
 import type { Mm } from "./mm.ts";
 import {
   isValid,
+  kindOfPte,
   makePte,
   pfnOfPte,
   PTE_ACCESSED,
+  PTE_DEVICE_PRIVATE,
   PTE_EXCLUSIVE,
   PTE_GUARD,
   PTE_PFN,
   PTE_PFN_SHIFT,
+  PTE_POISON,
   PTE_WRITE,
 } from "./pte.ts";
 import { entryIn, LEAF_ENTRIES, radixEnsurePointer, radixStretches, TABLE_SHARED } from "./radix.ts";
@@ -80,7 +99,7 @@ import {
   vmaStart,
 } from "./vma.ts";
 import { anyHeldRuns } from "./views.ts";
-import { changeRangeOp } from "./zap.ts";
+import { changeRangeOp, maySpecial } from "./zap.ts";
 
 /** How often it begins again for frames that it lacks: each time it frees what it lacked, and others may take that. */
 const ROUNDS = 8;
@@ -103,7 +122,11 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
     const enter = (): void => void Atomics.store(mm.agent.words, child.slot + SP_STATE, SPACE_LIVE);
     let lacking: number;
     try {
-      lacking = yield* writingOp(space, "fork", () => copyLockedOp(space, child));
+      // What is on its way is not copied: who moves it would have to find the copies, too.
+      do {
+        yield* usingOp(space, "fork", () => waitSettledOp(space));
+        lacking = yield* writingOp(space, "fork", () => copySettledOp(space, child));
+      } while (lacking < 0);
     } catch (error) {
       enter();
       yield* exitOp(child);
@@ -122,6 +145,13 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
       for (const pfn of held) mm.frames.put(pfn);
     }
   }
+}
+
+/** As copyLockedOp(); -1 if pages are on their way, and nothing is done. */
+// eslint-disable-next-line require-yield
+function* copySettledOp(space: SpaceCore, child: SpaceCore): Op<number> {
+  if (Atomics.load(space.agent.words, space.slot + SP_MIGRATING) !== 0) return -1;
+  return yield* copyLockedOp(space, child);
 }
 
 /** Returns how many frames it lacked; 0: it is done. Preconditions: mmapLock of the parent held for writing. */
@@ -192,7 +222,7 @@ function partsOf(space: SpaceCore, heirs: readonly Heir[]): Parts {
     tableOf(end / pageSize - 1),
   ];
   const fit = new Set<Vma>();
-  for (const heir of heirs) {
+  for (const heir of maySpecial(space) ? [] : heirs) {
     if (heir.filled && !heir.shared && vmaFile(space, heir.vma) === 0) fit.add(heir.vma);
   }
   // Tables at the edges of what does not fit: what lies between is in nobody else's way.
@@ -257,6 +287,7 @@ function* protectOp(space: SpaceCore, heir: Heir, copied: readonly Stretch[] = [
   let whole = false;
   for (const { first, end } of copied) {
     ownTables(space, "fork", first, end);
+    if (maySpecial(space)) takeAllBack(space, first, end);
     yield* changeRangeOp(space, first, end, PTE_WRITE, 0, true);
     whole ||= first === low && end === high;
   }
@@ -342,6 +373,7 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
   const { pageSize } = mm;
   const w = agent.words;
   let lacking = 0;
+  if (maySpecial(space)) Atomics.store(w, child.slot + SP_SPECIAL, 1);
   const copyPart = (part: Part): void => {
     const anon = vmaAnon(child, part.vma);
     const home = anon === 0 ? 0 : homeOf(mm, anon);
@@ -351,7 +383,8 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
       if (to === 0) throw noTables("fork");
       for (let k = 0; k < count; k++) {
         const pte = Atomics.load(w, entry + k);
-        if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
+        if (pte === PTE_GUARD || pte === PTE_POISON) Atomics.store(w, to + k, pte);
+        if (kindOfPte(pte) === PTE_DEVICE_PRIVATE) copyDeviceEntry(space, entry + k, to + k, pte);
         if (isValid(pte) && !copyEntry(space, entry + k, to + k, home)) lacking++;
       }
     });
@@ -360,6 +393,25 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
   for (let part = firstPart(child, first * pageSize, last); part; part = firstPart(child, part.end, last))
     copyPart(part);
   return lacking;
+}
+
+/** A page on a device is shared as any other: nobody has it for his own. Errors: ENOMEM. */
+function copyDeviceEntry(space: SpaceCore, entry: number, to: number, pte: number): void {
+  const { frames } = space.mm;
+  const w = space.agent.words;
+  const pfn = pfnOfPte(pte);
+  frames.get(pfn);
+  if (!frames.tryMap(pfn)) {
+    frames.put(pfn);
+    throw new MmError(
+      "ENOMEM",
+      "fork",
+      `a page on a device is mapped ${MOST_MAPPINGS} times, which is the most`,
+    );
+  }
+  const copy = pte & ~(PTE_EXCLUSIVE | PTE_WRITE);
+  Atomics.store(w, entry, copy);
+  Atomics.store(w, to, copy);
 }
 
 /** False if it takes a frame and there is none. */

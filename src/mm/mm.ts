@@ -18,8 +18,10 @@ import {
 import { type Agent, checkLiveness, HDR_MAX_AGENTS, HDR_ROOT } from "../sched/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import type { Backing } from "./backing.ts";
+import type { DeviceOps } from "./device.ts";
 import {
   COUNTER_WORDS,
+  type Device,
   type File,
   FILE_FREE,
   FILE_LIVE,
@@ -78,6 +80,8 @@ export class Mm {
   readonly pins: Pins;
   /** Backings that this agent opened, by record of the file. */
   readonly backings: Map<File, Backing> = new Map();
+  /** How pages get in and out of the devices that this agent has. */
+  readonly deviceOps: Map<Device, DeviceOps> = new Map();
   /** Files that this agent is destroying. */
   readonly closing: Set<Promise<void>> = new Set();
   readonly #counters: number;
