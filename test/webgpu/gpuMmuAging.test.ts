@@ -49,6 +49,14 @@ test("another agent sees it in shared memory, without asking", async () => {
   expect(rig.raw.notifiers.testYoung(base)).toBe(false);
 });
 
+test("what is mapped anew is not young", async () => {
+  const rig = await mmus.make(8);
+  const base = await numbered(rig, 2);
+  await kernelOf(rig.device, rig.mmu, GATHER)(pagesFrom(base, 2));
+  await rig.raw.munmap(base, PAGE);
+  expect(pagesFrom(base, 2).map((at) => rig.raw.notifiers.testYoung(at))).toEqual([false, true]);
+});
+
 test("reclaim takes what the GPU does not use", async () => {
   const rig = await makeRig(64, { mayBlock: false, folio: PAGE, faultAround: PAGE });
   const device = await mmus.device();
@@ -112,4 +120,33 @@ test("the pool never has more bytes than the budget, and evicted stores come hom
   for (let k = 0; k < 64; k++) expect(rig.raw.getUint32(base + k * PAGE)).toBe(k + 1);
   expect(sizes.get("bifolio pool")).toBe(8 * PAGE);
   expect(rig.mmu.stats().gpuBytes).toBeLessThan(before + 4096);
+});
+
+test("what one round missed goes up in one pass, wherever it lies", async () => {
+  const uploads: number[] = [];
+  const bound = (target: object, name: string | symbol): unknown => {
+    const value: unknown = Reflect.get(target, name, target);
+    return typeof value === "function" ? value.bind(target) : value;
+  };
+  const rig = await mmus.make(32, {
+    wrap: (device) => {
+      const queue = new Proxy(device.queue, {
+        get: (target, name) =>
+          name === "writeBuffer"
+            ? (...args: Parameters<GPUQueue["writeBuffer"]>): undefined => {
+                if (args[0].label === "bifolio pool") uploads.push((args[2] as Uint8Array).byteLength);
+                return target.writeBuffer(...args);
+              }
+            : bound(target, name),
+      });
+      return new Proxy(device, {
+        get: (target, name) => (name === "queue" ? queue : bound(target, name)),
+      });
+    },
+  });
+  const base = await numbered(rig, 128);
+  const gather = kernelOf(rig.device, rig.mmu, GATHER);
+  const run = await gather(Array.from({ length: 32 }, (_, k) => base + ((k * 37) % 128) * PAGE));
+  expect(run).toMatchObject({ rounds: 2, pages: 32 });
+  expect(uploads).toEqual([32 * PAGE]);
 });

@@ -8,17 +8,23 @@ import type { AddressSpace } from "../../src/mm/index.ts";
 import { createGpuMmu, type GpuMmu } from "../../src/mirrors/webgpu/index.ts";
 import { pagesFrom, useMmus } from "../lib/gpuMmu.ts";
 import { ADD, GATHER, type Kernel, kernelOf } from "../lib/kernels.ts";
-import { anonymous, makeRig, PAGE, takeReported } from "../lib/mm.ts";
+import { anonymous, arrayBacking, makeRig, PAGE, takeReported } from "../lib/mm.ts";
 
 const mmus = useMmus();
 
 const PAGES = 24;
 const POOL = 6;
 
+/** Pages of a file at the beginning, until something else is mapped there; the others are anonymous. */
+const FILE_PAGES = 10;
+const fileWord = (k: number): number => 1_000_000 + k;
+
 /** What a page should hold; `gpu` where the GPU's word is newer. */
 interface ModelPage {
   mapped: boolean;
   writable: boolean;
+  /** What it holds before the first store. */
+  clean: number;
   home: number;
   gpu: number | undefined;
 }
@@ -78,10 +84,11 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 );
 
 class World {
-  readonly model: ModelPage[] = Array.from({ length: PAGES }, () => ({
+  readonly model: ModelPage[] = Array.from({ length: PAGES }, (_, k) => ({
     mapped: true,
     writable: true,
-    home: 0,
+    clean: k < FILE_PAGES ? fileWord(k) : 0,
+    home: k < FILE_PAGES ? fileWord(k) : 0,
     gpu: undefined,
   }));
   readonly space: AddressSpace;
@@ -201,10 +208,11 @@ class World {
           return;
         }
         for (const each of at) {
-          if (step.kind === "munmap") Object.assign(each, { mapped: false, home: 0, gpu: undefined });
+          if (step.kind === "munmap")
+            Object.assign(each, { mapped: false, clean: 0, home: 0, gpu: undefined });
           else if (step.kind === "mmap")
-            Object.assign(each, { mapped: true, writable: true, home: 0, gpu: undefined });
-          else if (step.kind === "dontneed") Object.assign(each, { home: 0, gpu: undefined });
+            Object.assign(each, { mapped: true, writable: true, clean: 0, home: 0, gpu: undefined });
+          else if (step.kind === "dontneed") Object.assign(each, { home: each.clean, gpu: undefined });
           else {
             const changes = each.writable !== (step.kind === "writable");
             each.writable = step.kind === "writable";
@@ -261,6 +269,11 @@ test("any operations, between dispatches and while they run", { timeout: 300_000
       const rig = await makeRig(96, { mayBlock: false });
       const device = await mmus.device();
       const base = await rig.raw.mmap(anonymous(PAGES));
+      const bytes = new Uint8Array(FILE_PAGES * PAGE);
+      for (let k = 0; k < FILE_PAGES; k++) new DataView(bytes.buffer).setUint32(k * PAGE, fileWord(k), true);
+      const file = await rig.memory.openFile(arrayBacking(bytes));
+      const part = { length: bytes.length, address: base, fixed: true } as const;
+      await rig.raw.mmap({ ...part, prot: "rw", share: "private", file });
       const bounds = { start: base, length: PAGES * PAGE };
       const mmu = await createGpuMmu(rig.raw, device, { budget: POOL * PAGE, ...bounds });
       const world = new World(rig.raw, mmu, base, device, () => rig.memory.reclaim(4 * PAGE));
@@ -276,6 +289,7 @@ test("any operations, between dispatches and while they run", { timeout: 300_000
         await mmu.remove();
         world.device.destroy();
         await rig.raw.exit();
+        await file.close();
       }
     }),
     { numRuns: 40, ...(process.env["SEED"] && { seed: Number(process.env["SEED"]) }) },

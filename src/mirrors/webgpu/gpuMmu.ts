@@ -26,8 +26,9 @@ import {
   makeLayout,
   makeWgsl,
   MISS_FIRM,
+  MISS_FIRM_WRITE,
+  MISS_GUESSED_WRITE,
   MISS_NOWHERE,
-  MISS_WRITE,
   type MmuLayout,
   PARAMETER_WORDS,
   PM_END,
@@ -179,7 +180,7 @@ class Progress {
       throw new MmError(
         "ENOMEM",
         operation,
-        `${who} needs ${needed} pages at the same time, and the pool has ${this.#pages}; use a larger budget, or kernels that need less`,
+        `${who} needs at least ${needed} pages at the same time, and the pool has ${this.#pages}; use a larger budget, or kernels that need less`,
       );
     }
     this.#stalls++;
@@ -474,6 +475,13 @@ export class GpuMmu implements AsyncDisposable {
     await this.remove();
   }
 
+  /** Lets the process end although this MMU exists. */
+  unref(): this {
+    this.#core.interval.unref();
+    this.notifier.unref();
+    return this;
+  }
+
   /** One after the other. */
   async #queue<T>(operation: string, body: () => Promise<T>): Promise<T> {
     if (this.#removed) throw new MmError("ESRCH", operation, "the MMU has been removed");
@@ -599,7 +607,15 @@ export class GpuMmu implements AsyncDisposable {
       const flags = words[at + 1]!;
       const firm = (flags & MISS_FIRM) !== 0;
       if (key === MISS_NOWHERE) nowhere ||= firm;
-      else misses.push({ vpn: key - 1, write: (flags & MISS_WRITE) !== 0, firm });
+      else {
+        const firmWrite = (flags & MISS_FIRM_WRITE) !== 0;
+        misses.push({
+          vpn: key - 1,
+          write: firmWrite || (flags & MISS_GUESSED_WRITE) !== 0,
+          firm,
+          firmWrite,
+        });
+      }
     }
     return {
       missed: words[CT_MISSED] !== 0,
@@ -631,7 +647,7 @@ export class GpuMmu implements AsyncDisposable {
     }
     const firm = inside.filter((miss) => miss.firm);
     // There for reading, and wanted for a store: it comes anew.
-    for (const { vpn, write } of firm) if (write) core.forgetCopy(vpn);
+    for (const { vpn, firmWrite } of firm) if (firmWrite) core.forgetCopy(vpn);
     const touched = pool.withFlags(SLOT_TOUCHED).length;
     const needed = touched + firm.length;
     progress.note(operation, round, touched, needed);

@@ -44,6 +44,8 @@ export interface Wanted {
   readonly write: boolean;
   /** An invocation really wants it: that it cannot be had is an error. */
   readonly firm: boolean;
+  /** So is that it cannot be had for writing. */
+  readonly firmWrite: boolean;
 }
 
 /** Bytes, end exclusive. */
@@ -180,6 +182,10 @@ export class MmuCore {
     }
     interval.setSeq(curSeq);
     if (range.event === MmuNotifierEvent.Release) this.ended = true;
+    // What is mapped there later has not been used. The space's end needs no such care.
+    else if (range.event === MmuNotifierEvent.Unmap && !this.ended) {
+      this.young.test(Math.floor(range.start / this.pageSize), Math.ceil(range.end / this.pageSize), true);
+    }
     for (const slot of slots) {
       if (!pool.has(slot, SLOT_LEAVING)) this.table.remove(pool.vpnOf(slot));
       if (written.has(slot)) pool.add(slot, SLOT_LEAVING);
@@ -355,13 +361,13 @@ export class MmuCore {
     const { interval, space, pageSize, memory: here } = this;
     const { memory } = space;
     const { owner } = here;
-    const { vpn, write, firm } = wanted[k]!;
+    const { vpn, firm, firmWrite } = wanted[k]!;
+    let { write } = wanted[k]!;
     const { start } = this.rangeOf(vpn);
     const most = Math.min(FILL_PAGES, slots.length - k);
     let pages = 1;
     while (pages < most && wanted[k + pages]!.vpn === vpn + pages && wanted[k + pages]!.write === write)
       pages++;
-    const access = write ? "rw" : "r";
     const deadline = performance.now() + FILL_TIMEOUT_MS;
     for (;;) {
       if (this.gpu === undefined) throw new DeviceLost("the device was lost while pages were brought in");
@@ -371,6 +377,7 @@ export class MmuCore {
         // But it would bring back what lives here.
         if (write && here.pages === 0) await space.populate(start, length, "rw");
         const seq = interval.tryReadBegin() ?? (await interval.readBegin());
+        const access = write ? "rw" : "r";
         await rangeFault(interval, {
           memory,
           space,
@@ -402,10 +409,12 @@ export class MmuCore {
       } catch (thrown) {
         const error = asAccess(thrown);
         if (!isMmError(error, "EBUSY")) {
-          const good = this.#goodPages(error, start, pages);
-          if (good === 0 && (firm || !isBadAccess(error))) throw error as Error;
-          if (good === 0) return 1;
-          pages = good;
+          if (!isBadAccess(error)) throw error as Error;
+          const good = Math.min(pages - 1, Math.floor((error.address - start) / pageSize));
+          if (good > 0) pages = good;
+          else if (write && !firmWrite) write = false;
+          else if (firm) throw error;
+          else return 1;
           continue;
         }
       }
@@ -418,13 +427,6 @@ export class MmuCore {
         { range: this.rangeOf(vpn) },
       );
     }
-  }
-
-  /** How many pages lie before the one that an access error names. */
-  #goodPages(error: unknown, start: number, pages: number): number {
-    if (!isBadAccess(error)) return 0;
-    const good = Math.floor((error.address - start) / this.pageSize);
-    return good > 0 && good < pages ? good : 0;
   }
 
   #install(vpn: number, pfn: number, write: boolean, slot: number, uploader: Uploader): void {

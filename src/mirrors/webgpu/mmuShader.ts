@@ -37,10 +37,12 @@ export const PM_END = 1; //         … to here run in this round
 export const PM_INVOCATIONS = 2; // invocations of the run
 export const PARAMETER_WORDS = 4;
 
-/** The access was a store. */
-export const MISS_WRITE = 0x1;
 /** The invocation had not missed before: the address is the one that it really wants. */
-export const MISS_FIRM = 0x2;
+export const MISS_FIRM = 0x1;
+/** So is that it wants to store. */
+export const MISS_FIRM_WRITE = 0x2;
+/** A store to what may be a wrong address. */
+export const MISS_GUESSED_WRITE = 0x4;
 /** The key of an address that no page has. */
 export const MISS_NOWHERE = 0xffffffff;
 /** Entries of the set that are tried before a miss counts as overflow. */
@@ -211,7 +213,7 @@ fn bifolio_record(key: u32, write: bool) {
   // The set is full: there is more to bring in than a round can.
   if (atomicLoad(&bifolio_control[${CT_OVERFLOW}]) != 0u) { return; }
   var flags = select(${MISS_FIRM}u, 0u, bifolio_miss);
-  if (write) { flags |= ${MISS_WRITE}u; }
+  if (write) { flags |= select(${MISS_FIRM_WRITE}u, ${MISS_GUESSED_WRITE}u, bifolio_miss); }
   var at = bifolio_hash(key) >> ${32 - layout.missShift}u;
   for (var probes = 0u; probes < ${MISS_PROBES}u;) {
     let word = ${layout.missesAt}u + at * 2u;
