@@ -6,7 +6,8 @@
  *   given back   CLEAR, one page                           the next access, or fork, puts the entry back, not accessed
  *
  * Invariants
- *   X1  While the page is locked nobody takes it back: the driver sets its device up in that time.
+ *   X1  While the driver has the page locked nobody takes it back: it sets its device up in that time. Accesses and fork wait;
+ *       Linux's fork fails.
  *   X2  Such an entry counts as the one mapping of its page, which is private and anonymous.
  *
  * Lock order: mmapLock (read) > folio lock (tried only).
@@ -33,7 +34,7 @@ import {
   PTE_VALID,
   PTE_WRITE,
 } from "./pte.ts";
-import { radixFind, radixStretches } from "./radix.ts";
+import { INDEX_END, radixFind, radixStretches } from "./radix.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { findVma, vmaFlags } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
@@ -174,22 +175,35 @@ export function* takeBackOp(
   }
 }
 
-/**
- * Takes all pages of `[first, end)` back for fork, which tells of them itself. Errors: ENOMEM if a device is taking one at the
- * moment, as in Linux. Preconditions: mmapLock for writing; an open range.
- */
-export function takeAllBack(space: SpaceCore, first: number, end: number): void {
-  const { mm, agent } = space;
-  radixStretches(agent.words, space.pgd, first, end, (entry, vpn, count) => {
+/** Calls `visit` for each device-exclusive entry of `[first, end)`. */
+function eachExclusive(
+  space: SpaceCore,
+  first: number,
+  end: number,
+  visit: (pte: number, vpn: number, entry: number) => void,
+): void {
+  const w = space.agent.words;
+  radixStretches(w, space.pgd, first, end, (entry, vpn, count) => {
     for (let k = 0; k < count; k++) {
-      const pte = Atomics.load(agent.words, entry + k);
-      if (kindOfPte(pte) !== PTE_DEVICE_EXCLUSIVE) continue;
-      const pfn = pfnOfPte(pte);
-      if (!mm.frames.tryLockFolio(pfn)) {
-        throw new MmError("ENOMEM", "fork", "a device is taking a page of the space for its own; try again");
-      }
-      restore(space, vpn + k, entry + k, pte);
-      mm.frames.unlockFolio(pfn);
+      const pte = Atomics.load(w, entry + k);
+      if (kindOfPte(pte) === PTE_DEVICE_EXCLUSIVE) visit(pte, vpn + k, entry + k);
     }
   });
+}
+
+/** The frame of a device-exclusive page that somebody has locked, 0 if there is none. Preconditions: mmapLock. */
+export function lockedExclusive(space: SpaceCore): number {
+  let locked = 0;
+  eachExclusive(space, 0, INDEX_END, (pte) => {
+    if (space.mm.frames.isLocked(pfnOfPte(pte))) locked = pfnOfPte(pte);
+  });
+  return locked;
+}
+
+/**
+ * Takes all pages of `[first, end)` back for fork, which tells of them itself. Preconditions: mmapLock for writing, since
+ * lockedExclusive() was 0: whoever has locked one since is waiting for mmapLock to take it back; an open range.
+ */
+export function takeAllBack(space: SpaceCore, first: number, end: number): void {
+  eachExclusive(space, first, end, (pte, vpn, entry) => restore(space, vpn, entry, pte));
 }

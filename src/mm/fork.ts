@@ -40,7 +40,7 @@ import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { createAnon, dropAnon, homeOf } from "./anonTree.ts";
-import { takeAllBack } from "./exclusive.ts";
+import { lockedExclusive, takeAllBack } from "./exclusive.ts";
 import { exitOp } from "./exit.ts";
 import {
   type AnonVma,
@@ -62,7 +62,7 @@ import {
   VMA_FILE_NODE,
 } from "./layout.ts";
 import { usingOp } from "./lifetime.ts";
-import { waitSettledOp } from "./migrate.ts";
+import { waitMovedOp, waitSettledOp } from "./migrate.ts";
 import type { Mm } from "./mm.ts";
 import {
   isValid,
@@ -112,6 +112,9 @@ import { changeRangeOp, maySpecial } from "./zap.ts";
 /** How often it begins again for frames that it lacks: each time it frees what it lacked, and others may take that. */
 const ROUNDS = 8;
 
+/** Instead of a number of frames: it has to wait first. */
+const UNSETTLED = -1;
+
 /** What a vma of the parent is copied to. */
 interface Heir {
   readonly vma: Vma;
@@ -131,10 +134,10 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
     let lacking: number;
     try {
       // What is on its way is not copied: who moves it would have to find the copies, too.
-      do {
-        yield* usingOp(space, "fork", () => waitSettledOp(space));
+      for (lacking = UNSETTLED; lacking === UNSETTLED;) {
+        yield* usingOp(space, "fork", () => waitForDevicesOp(space));
         lacking = yield* writingOp(space, "fork", () => copySettledOp(space, child));
-      } while (lacking < 0);
+      }
     } catch (error) {
       enter();
       yield* exitOp(child);
@@ -155,11 +158,21 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
   }
 }
 
-/** As copyLockedOp(); -1 if pages are on their way, and nothing is done. */
+/** As copyLockedOp(); UNSETTLED if pages are on their way or being taken by a device, and nothing is done. */
 // eslint-disable-next-line require-yield
 function* copySettledOp(space: SpaceCore, child: SpaceCore): Op<number> {
-  if (Atomics.load(space.agent.words, space.slot + SP_MIGRATING) !== 0) return -1;
+  if (Atomics.load(space.agent.words, space.slot + SP_MIGRATING) !== 0) return UNSETTLED;
+  if (maySpecial(space) && lockedExclusive(space) !== 0) return UNSETTLED;
   return yield* copyLockedOp(space, child);
+}
+
+/** Waits for what copySettledOp() cannot do with. Preconditions: a use of the space, without mmapLock. */
+function* waitForDevicesOp(space: SpaceCore): Op<void> {
+  if (!maySpecial(space)) return;
+  yield* waitSettledOp(space);
+  const { frames } = space.mm;
+  for (let pfn = lockedExclusive(space); pfn !== 0; pfn = lockedExclusive(space))
+    yield* waitMovedOp(space.mm, pfn, () => !frames.isLocked(pfn));
 }
 
 /** Returns how many frames it lacked; 0: it is done. Preconditions: mmapLock of the parent held for writing. */

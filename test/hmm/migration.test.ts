@@ -573,13 +573,14 @@ describe("variants", () => {
 });
 
 describe("exclusive pages", () => {
-  test("wait with accesses until the driver is ready; fork fails meanwhile", async () => {
+  test("wait with accesses until the driver is ready, and with fork", async () => {
     const { memory, space } = await gated();
     const bytes = await filled(space, 2);
     const page = await makeDeviceExclusive({ memory, space, address: at(1) });
     expectBytes(memory.frame(page.pfn).slice(), bytes.subarray(PAGE));
     expect(thrown(() => space.getUint8(at(1)))).toMatchObject({ code: "EAGAIN" });
-    expect(await rejected(space.fork())).toMatchObject({ code: "ENOMEM" });
+    expect(thrown(() => space.try.fork())).toMatchObject({ code: "EAGAIN" });
+    const forking = space.fork();
     let seen = false;
     const access = space.run(() => space.getUint8(at(1))).then(() => (seen = true));
     await turn();
@@ -588,7 +589,9 @@ describe("exclusive pages", () => {
     page.release();
     await access;
     expect(space.getUint8(at(1))).toBe(0x5a);
-    await (await space.fork()).exit();
+    const child = await forking;
+    expect(await child.run(() => child.getUint8(at(1)))).toBe(0x5a);
+    await child.exit();
     verify(memory);
   });
 

@@ -135,17 +135,20 @@ class World {
     switch (step.kind) {
       case "store": {
         const at = model[step.page]!;
-        // A store to a page whose newer bytes the GPU has would be lost.
-        if (!at.mapped || !at.writable || at.gpu !== undefined || busy.has(step.page)) return;
+        // To a page that a dispatch stores to, too, it would be first or second.
+        if (!at.mapped || !at.writable || busy.has(step.page)) return;
         const address = this.addresses[step.page]!;
         await space.run(() => space.setUint32(address, step.value));
         at.home = step.value;
+        at.gpu = undefined;
         return;
       }
       case "load":
         for (const [k, at] of model.entries()) {
           if (!at.mapped) continue;
-          expect(await space.run(() => space.getUint32(this.addresses[k]!))).toBe(at.home);
+          // What kernels stored to private pages is there for whoever accesses it.
+          expect(await space.run(() => space.getUint32(this.addresses[k]!))).toBe(at.gpu ?? at.home);
+          this.#home([at]);
         }
         return;
       case "gather":

@@ -374,7 +374,7 @@ export class GpuMmu implements AsyncDisposable {
       await core.home(core.slotsIn(start, start + length));
       for (let vpn = first; vpn < end; vpn++) {
         if (core.pool.free === 0) await core.makeRoom(1, true);
-        await core.memory.takeExclusive(vpn);
+        await core.own(vpn);
       }
     });
   }

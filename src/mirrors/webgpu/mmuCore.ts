@@ -14,7 +14,7 @@
  * The agent itself is the lock that the contract wants; it may not block, so invalidate() may return a promise.
  */
 import { isMmError, MmError } from "../../errors.ts";
-import { HMM_WRITE, hmmPfn, rangeFault } from "../../hmm/index.ts";
+import { HMM_VALID, HMM_WRITE, hmmPfn, rangeFault } from "../../hmm/index.ts";
 import { type AddressSpace, COPY_DOUBTFUL, COPY_WATCHED, copyHolds, copyWorth } from "../../mm/index.ts";
 import {
   type IntervalNotifier,
@@ -347,6 +347,43 @@ export class MmuCore {
     return this.counts.uploadedPages - before;
   }
 
+  /** Makes a page the MMU's own. Preconditions: a free slot. Errors: as MmuMemory.takeExclusive(), EBUSY, ENOMEM. */
+  async own(vpn: number): Promise<void> {
+    const deadline = performance.now() + FILL_TIMEOUT_MS;
+    for (;;) {
+      const [slot] = this.pool.takeFree(1);
+      if (slot === undefined)
+        throw new MmError("ENOMEM", "exclusive", "the pool has no room for more pages; use a larger budget");
+      const uploader = this.uploader(this.usableGpu("exclusive"));
+      const done = await this.memory.takeExclusive(vpn, slot, uploader);
+      uploader.flush();
+      if (done) return;
+      if (performance.now() >= deadline) throw this.#overtaken("exclusive", vpn);
+    }
+  }
+
+  #overtaken(operation: string, vpn: number): MmError {
+    return new MmError(
+      "EBUSY",
+      operation,
+      `invalidations overtook every attempt of ${FILL_TIMEOUT_MS / 1000} s; change mappings less often, or use a larger budget of the memory`,
+      { range: this.rangeOf(vpn) },
+    );
+  }
+
+  /** True for a page that lives in the pool: kernels store to it there. Errors: EBUSY. */
+  async #livesHere(vpn: number): Promise<boolean> {
+    const { interval, space, memory: here, pageSize: length } = this;
+    if (here.pages === 0) return false;
+    const { memory } = space;
+    const { owner } = here;
+    const entries = new Int32Array(1);
+    const seq = await interval.readBegin();
+    const { start } = this.rangeOf(vpn);
+    await rangeFault(interval, { memory, space, seq, start, length, entries, defaultFlags: 0, owner });
+    return (entries[0]! & HMM_VALID) !== 0 && here.has(hmmPfn(entries[0]!));
+  }
+
   uploader(gpu: MmuDevice): Uploader {
     return new Uploader(gpu, this.pageSize);
   }
@@ -363,6 +400,7 @@ export class MmuCore {
     const { owner } = here;
     const { vpn, firm, firmWrite } = wanted[k]!;
     let { write } = wanted[k]!;
+    let ownable = true;
     const { start } = this.rangeOf(vpn);
     const most = Math.min(FILL_PAGES, slots.length - k);
     let pages = 1;
@@ -373,6 +411,11 @@ export class MmuCore {
       if (this.gpu === undefined) throw new DeviceLost("the device was lost while pages were brought in");
       const length = pages * pageSize;
       try {
+        if (write && ownable && !(await this.#livesHere(vpn))) {
+          if (await here.takeExclusive(vpn, slots[k]!, uploader)) return 1;
+          if (performance.now() >= deadline) throw this.#overtaken("run", vpn);
+          continue;
+        }
         // First: each page that is copied on write is an invalidation of its own, which would overtake the fill.
         // But it would bring back what lives here.
         if (write && here.pages === 0) await space.populate(start, length, "rw");
@@ -409,6 +452,10 @@ export class MmuCore {
       } catch (thrown) {
         const error = asAccess(thrown);
         if (!isMmError(error, "EBUSY")) {
+          if (write && ownable && isMmError(error, "ENOTSUP")) {
+            ownable = false; // shared, or of a file
+            continue;
+          }
           if (!isBadAccess(error)) throw error as Error;
           const good = Math.min(pages - 1, Math.floor((error.address - start) / pageSize));
           if (good > 0) pages = good;
@@ -419,13 +466,7 @@ export class MmuCore {
         }
       }
       pages = Math.max(1, pages >>> 1);
-      if (performance.now() < deadline) continue;
-      throw new MmError(
-        "EBUSY",
-        "run",
-        `invalidations overtook every attempt of ${FILL_TIMEOUT_MS / 1000} s; change mappings less often, or use a larger budget of the memory`,
-        { range: this.rangeOf(vpn) },
-      );
+      if (performance.now() >= deadline) throw this.#overtaken("run", vpn);
     }
   }
 

@@ -19,7 +19,7 @@ import {
   migrateToMemory,
 } from "../../hmm/index.ts";
 import { MmuNotifierEvent, type MmuNotifierRange, type OwnerId } from "../../notifier/index.ts";
-import type { MmuCore } from "./mmuCore.ts";
+import type { MmuCore, Uploader } from "./mmuCore.ts";
 import { STAGING_PAGES } from "./mmuDevice.ts";
 import { SLOT_DIRTY, SLOT_REFERENCED, SLOT_WRITABLE } from "./mmuPool.ts";
 
@@ -218,32 +218,31 @@ export class MmuMemory {
 
   // ---- pages of its own -----------------------------------------------------------------------------------------------
 
-  /** Makes a page the MMU's own, in a slot that is free. Preconditions: no run; the pool has no copy that was written. */
-  async takeExclusive(vpn: number): Promise<void> {
+  /**
+   * Makes a page the MMU's own, in a free slot: its frame stays, and an access by an agent takes it back, after what the GPU stored
+   * there has come home. False if an invalidation overtook it. Preconditions: what the pool has of the page is at home.
+   * Errors: ENOTSUP unless the page is private and anonymous, those of a write access.
+   */
+  async takeExclusive(vpn: number, slot: number, uploader: Uploader): Promise<boolean> {
     const core = this.#core;
     const { space, interval, pool } = core;
     const address = vpn * core.pageSize;
-    for (;;) {
-      const gpu = core.usableGpu("exclusive");
-      const seq = await interval.readBegin();
-      const page = await makeDeviceExclusive({ memory: space.memory, space, address, owner: this.owner });
-      try {
-        if (interval.readRetry(seq)) continue;
-        // P1: nothing between the check and here.
-        core.forgetCopy(vpn);
-        const [slot] = pool.takeFree(1);
-        if (slot === undefined)
-          throw new MmError("ENOMEM", "exclusive", "the pool has no room for more pages");
-        pool.install(slot, vpn, page.pfn, SLOT_REFERENCED | SLOT_WRITABLE);
-        core.table.set(vpn, slot, true);
-        const uploader = core.uploader(gpu);
-        uploader.add(slot, space.mm.frames.bytesOf(page.pfn));
-        uploader.flush();
-        core.counts.uploadedPages++;
-        return;
-      } finally {
-        page.release();
-      }
+    // First: a page that is copied on write, or has to be taken back, is an invalidation of its own.
+    await space.populate(address, core.pageSize, "rw");
+    const seq = interval.tryReadBegin() ?? (await interval.readBegin());
+    const page = await makeDeviceExclusive({ memory: space.memory, space, address, owner: this.owner });
+    try {
+      if (interval.readRetry(seq)) return false;
+      // P1: nothing between the check and here.
+      core.forgetCopy(vpn);
+      pool.install(slot, vpn, page.pfn, SLOT_REFERENCED | SLOT_WRITABLE);
+      core.table.set(vpn, slot, true);
+      uploader.add(slot, space.mm.frames.bytesOf(page.pfn));
+      core.young.mark(vpn);
+      core.counts.uploadedPages++;
+      return true;
+    } finally {
+      page.release();
     }
   }
 
