@@ -91,9 +91,12 @@ const roles = {
 };
 
 Atomics.add(control, READY, 1);
+// Whoever hears of the end looks at the memory at rest: it leaves first.
+let report;
 try {
-  parentPort.postMessage({ role, result: roles[role]() });
+  report = { role, result: roles[role]() };
 } catch (error) {
-  parentPort.postMessage({ role, error: error.stack ?? String(error) });
+  report = { role, error: error.stack ?? String(error) };
 }
 memory.detach();
+parentPort.postMessage(report);
