@@ -30,6 +30,7 @@ const ROWS = [
   "ack",
   "streaming",
   "mirror",
+  "migrate",
   "gpu-mirror",
   "check",
   "gpu-mmu",

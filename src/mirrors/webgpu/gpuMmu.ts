@@ -295,8 +295,9 @@ export class GpuMmu implements AsyncDisposable {
    * same into the pass each time. Runs of one MMU follow each other.
    *
    * Stores of agents that were made before the call are seen; whether later ones are differs from page to page. What the
-   * kernel has written is in the space when the promise settles, unless `keepDirty`; until then stores of agents to the same
-   * pages may be lost.
+   * kernel has written is in the space when the promise settles, unless `keepDirty`; of pages
+   * of files and of shared memory, agents read the bytes from before until then, and their stores to the same pages may be
+   * lost; private pages are the GPU's own meanwhile.
    *
    * May wait. Errors: SegvError and BusError with the address of the page, ENOMEM where what one invocation (or, without
    * bifolio_begin(), the whole dispatch) touches does not fit the pool, or the GPU has no memory; EBUSY if invalidations
