@@ -517,6 +517,47 @@ describe("pages that refuse", () => {
   });
 });
 
+describe("advice and reclaim", () => {
+  test("leave pages on a device alone, but for dontneed; fork, exit and soft-dirty treat them as pages", async () => {
+    const { memory, space, device } = await gated();
+    const bytes = await filled(space, 6);
+    await space.clearRefs("soft-dirty");
+    await migrateToDevice(device, space, { start: BASE, length: 6 * PAGE });
+    expect(space.pagemap(BASE, PAGE)[0]).toMatchObject({ swapped: true, softDirty: false });
+    for (const advice of ["cold", "pageout", "free", "willneed", "random"] as const)
+      await space.madvise(BASE, 6 * PAGE, advice);
+    await memory.reclaim(64 * PAGE);
+    expect(device.free).toBe(device.pages - 6);
+    verify(memory);
+    await space.madvise(BASE, PAGE, "dontneed");
+    expect(device.free).toBe(device.pages - 5);
+    await space.madvise(at(1), PAGE, "wipeonfork");
+    const child = await space.fork();
+    expect(child.pagemap(at(1), 2 * PAGE).map(({ swapped }) => swapped)).toEqual([false, true]);
+    expect(await child.run(() => child.getUint8(at(1)))).toBe(0);
+    await see(space, bytes.subarray(PAGE), 1);
+    await space.run(() => space.setUint8(at(2), 1));
+    expect(space.pagemap(at(2), PAGE)[0]).toMatchObject({ softDirty: true });
+    await see(child, bytes.subarray(2 * PAGE), 2);
+    verify(memory);
+    await child.exit();
+    // A guard takes the place of a page.
+    await migrateToDevice(device, space, { start: at(3), length: PAGE });
+    await space.madvise(at(3), PAGE, "guard-install");
+    expect(device.free).toBe(device.pages);
+    verify(memory);
+  });
+
+  test("pages that are locked in memory move like others", async () => {
+    const { memory, space, device } = await gated();
+    const bytes = await filled(space, 2);
+    await space.mlock(BASE, 2 * PAGE);
+    expect(await migrateToDevice(device, space, { start: BASE, length: 2 * PAGE })).toHaveLength(2);
+    await see(space, bytes);
+    verify(memory);
+  });
+});
+
 describe("variants", () => {
   test("sync and try do it where copies do not wait", async () => {
     const memory = await makeMemory(128, { arena: "8 MiB" });
