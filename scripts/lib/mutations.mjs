@@ -48,13 +48,28 @@ export function copySources() {
  * @param {Mutation} mutation
  * @param {() => T | Promise<T>} look
  */
-export async function withMutation(copy, mutation, look) {
-  const path = join(copy, mutation.file);
-  const source = readFileSync(path, "utf8");
-  writeFileSync(
-    path,
+export function withMutation(copy, mutation, look) {
+  const source = readFileSync(join(copy, mutation.file), "utf8");
+  return withSource(
+    copy,
+    mutation.file,
     source.replace(mutation.find, () => mutation.replace),
+    look,
   );
+}
+
+/**
+ * Runs `look` while a file of a copy has another text.
+ * @template T
+ * @param {string} copy
+ * @param {string} file
+ * @param {string} text
+ * @param {() => T | Promise<T>} look
+ */
+export async function withSource(copy, file, text, look) {
+  const path = join(copy, file);
+  const source = readFileSync(path, "utf8");
+  writeFileSync(path, text);
   try {
     return await look();
   } finally {
