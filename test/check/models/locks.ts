@@ -157,15 +157,24 @@ const TRIES_TO_WRITE: Doing = function* (hand) {
   yield* words.each(agent, "gives it back", () => unlockWrite(agent, at, RANK));
 };
 
-/** Asks a few times, and gives up, as an operation does that may not wait, or is told to end. */
-const givesUp = (lock: (hand: Hand) => Op<void>, inside: Doing, unlock: (hand: Hand) => void): Doing =>
+/**
+ * Asks a few times, and gives up, as an operation does that may not wait, or is told to end. `long`: it has asked so often that it
+ * is next.
+ */
+const givesUp = (
+  lock: (hand: Hand) => Op<void>,
+  inside: Doing,
+  unlock: (hand: Hand) => void,
+  long = false,
+): Doing =>
   function* (hand) {
-    const { words, agent } = hand;
+    const { words, agent, at } = hand;
     const has = yield* words.each(agent, "asks, and gives up", () => {
       const op = lock(hand);
       let r = op.next();
       for (let k = 0; k < 2 && r.done !== true; k++)
         if (r.value.kind !== "wait" || r.value.ready()) r = op.next();
+        else if (long) Atomics.compareExchange(agent.words, at + RW_HANDOFF, 0, agent.ownerId);
       if (r.done === true) return true;
       try {
         op.throw(new Error("given up"));
@@ -184,10 +193,17 @@ const GIVES_UP_WRITING = givesUp(
   alone,
   ({ agent, at }) => unlockWrite(agent, at, RANK),
 );
-const GIVES_UP_READING = givesUp(
+const GIVES_UP_WRITING_LATE = givesUp(
+  ({ agent, at }) => lockWriteOp(agent, at, RANK, "the semaphore"),
+  alone,
+  ({ agent, at }) => unlockWrite(agent, at, RANK),
+  true,
+);
+const GIVES_UP_READING_LATE = givesUp(
   ({ agent, at }) => lockReadOp(agent, at, RANK, "the semaphore"),
   looking,
   ({ agent, at }) => unlockRead(agent, at, RANK),
+  true,
 );
 
 /** The waiter in thread 1 has tried in vain for long, and is next. */
@@ -304,16 +320,16 @@ export const LOCKS: readonly Scenario[] = [
   }),
   semaphore("a writer, whose turn it is, and a reader", { reader: READS, writer: WRITES }, HANDED_OFF),
   semaphore("a reader, whose turn it is, and a writer", { writer: WRITES, reader: READS }, HANDED_OFF),
-  semaphore(
-    "a writer, whose turn it is, gives up before a reader",
-    { reader: READS, writer: GIVES_UP_WRITING },
-    HANDED_OFF,
-  ),
-  semaphore(
-    "a reader, whose turn it is, gives up beside two writers",
-    { one: WRITES, reader: GIVES_UP_READING, two: WRITES },
-    HANDED_OFF,
-  ),
+  semaphore("a writer that has waited for long gives up between a writer and a reader", {
+    one: WRITES,
+    "gives up": GIVES_UP_WRITING_LATE,
+    two: READS,
+  }),
+  semaphore("a reader that has waited for long gives up between two writers", {
+    one: WRITES,
+    "gives up": GIVES_UP_READING_LATE,
+    two: WRITES,
+  }),
   gracePeriod("a grace period beside a reader", { uses: USES, frees: FREES }),
   gracePeriod("a grace period beside two readers", { uses: USES, "uses too": USES, frees: FREES }),
   gracePeriod("two grace periods beside a reader", { uses: USES, frees: FREES, "frees too": FREES }),
