@@ -18,7 +18,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { build, rolldown } from "rolldown";
-import { copySources, root, runTests, withSource } from "./lib/mutations.mjs";
+import { copySources, endOf, root, runTests, withSource } from "./lib/mutations.mjs";
 
 const SUITE = join(root, "test/check/mutantSuite.ts");
 /** A mutant that takes this many times as long as the unbroken sources has no end. */
@@ -27,9 +27,10 @@ const UNBROKEN_LIMIT_MS = 300_000;
 const LEAST_LIMIT_MS = 10_000;
 const AT_ONCE = 2;
 
-const NOTIFIER_TESTS = ["delivery", "contract", "lifetime", "edges"].map(
-  (name) => `test/unit/notifier/${name}.test.ts`,
-);
+const NOTIFIER_TESTS = [
+  ...["delivery", "contract", "lifetime", "edges"].map((name) => `test/unit/notifier/${name}.test.ts`),
+  "test/unit/sync/lockdep.test.ts",
+];
 const SYNC_TESTS = ["test/unit/sync"];
 /** Tests in processes of their own, of a build. */
 const PROCESS_TESTS = { file: "test/agents/notifier.test.ts", name: "processes stay as long as they must" };
@@ -167,15 +168,9 @@ async function runSuite(file, parts, limitMs) {
   const child = spawn(process.execPath, [file, ...parts], { stdio: ["ignore", "pipe", "ignore"] });
   let said = "";
   child.stdout.on("data", (chunk) => (said += chunk));
-  let late = false;
-  const timer = setTimeout(() => {
-    late = true;
-    child.kill("SIGKILL");
-  }, limitMs);
-  const code = await new Promise((resolve) => child.on("close", resolve));
-  clearTimeout(timer);
+  const { late, tookMs, code } = await endOf(child, limitMs, () => child.kill("SIGKILL"));
   if (late) return { killed: true, how: "no end" };
-  return { killed: code !== 0, how: said.trim().split("\n")[0] || `exit code ${code}` };
+  return { tookMs, killed: code !== 0, how: said.trim().split("\n")[0] || `exit code ${code}` };
 }
 
 /** Runs the tests of a file in a copy of the sources, as they are there. */
@@ -194,7 +189,7 @@ function outcome(ran) {
   const failed =
     ran.tests.find(({ status }) => status === "failed") ??
     ran.files.find(({ status }) => status !== "passed");
-  return { killed: failed !== undefined, byTests: true, how: `test: ${failed?.name}` };
+  return { tookMs: ran.tookMs, killed: failed !== undefined, byTests: true, how: `test: ${failed?.name}` };
 }
 
 /** What becomes of a mutant; undefined where it does not build. */
@@ -234,9 +229,8 @@ const limits = new Map();
 /** Measures what passes with the sources as they are; says what does not. */
 async function timed(names, run) {
   if (names.length === 0 || limits.has(`${names}`)) return undefined;
-  const begun = performance.now();
-  const { killed, how } = await run();
-  limits.set(`${names}`, Math.max(LEAST_LIMIT_MS, LIMIT * (performance.now() - begun)));
+  const { killed, how, tookMs } = await run();
+  limits.set(`${names}`, Math.max(LEAST_LIMIT_MS, LIMIT * tookMs));
   return killed ? how : undefined;
 }
 
