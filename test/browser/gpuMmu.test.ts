@@ -46,8 +46,8 @@ test("loads and stores by address, a range four times the pool", async () => {
     const module = device.createShaderModule({ code });
     const pipeline = device.createComputePipeline({ layout: "auto", compute: { module } });
     const run = await mmu.dispatch({ pipeline, workgroups: 1, invocations: count });
-    const words = Array.from({ length: count }, (_, k) => space.getUint32(base + k * 4096 + 4));
     const { dirty, resident } = mmu.stats();
+    const words = Array.from({ length: count }, (_, k) => space.getUint32(base + k * 4096 + 4));
     await mmu.remove();
     await memory.close();
     return { run, words, dirty, resident };
