@@ -7,7 +7,7 @@ import { MIB, openMemory, PAGE } from "../lib/memory.mjs";
 const SPARE_MIB = 16;
 /** Pages that are copied after the first one, which is timed: a path that is hot, as in a program at work. */
 const COPIED_BYTES = 8 * MIB;
-/** Forks before the first that counts: a fork is a microsecond or two of this code, and its compilation many times that. */
+/** Forks before the first that counts: with fewer V8 has not compiled all of it, and a fork takes three times as long. */
 const WARM_UPS = 10_000;
 const SIZES = [
   { what: "64 MiB", mib: 64 },

@@ -3,8 +3,9 @@
  *
  * Whoever works on a space is counted in it, per agent, so that a dead one's uses can be taken back: operations from
  * their begin to their end, reclaimers while they look at its mappings. exit() unmaps everything; the record, the page
- * tables and the TLBs go when it has done so and the last use ends. Accesses are not counted: an agent that makes them
- * is in a turn and has a TLB of the space, and exit() waits until it has passed a safepoint.
+ * tables and the TLBs go when it has done so and the last use ends. Accesses are not counted, nor is an mprotect that
+ * need not wait: an agent that makes them is in a turn and has a TLB of the space, and exit() waits until it has passed
+ * a safepoint.
  *
  * Between looking whether a space lives and counting itself an agent protects the record by name (a hazard pointer);
  * exit() lets it finish before it goes on.
@@ -94,8 +95,9 @@ export function* usingOp<T>(space: SpaceCore, operation: string, body: () => Op<
 
 function users(space: SpaceCore): number {
   const { agent, mm } = space;
+  const top = agent.top();
   let sum = 0;
-  for (let slot = 0; slot < mm.maxAgents; slot++)
+  for (let slot = 0; slot < top; slot++)
     sum += Atomics.load(agent.words, spUsersAt(space.slot, mm.maxAgents, slot));
   return sum;
 }
@@ -103,7 +105,8 @@ function users(space: SpaceCore): number {
 /** Frees what is left of a space. Its subscriptions stay while somebody's notifier is among them. */
 function destroySpace(space: SpaceCore): void {
   const { agent, mm } = space;
-  for (let slot = 0; slot < mm.maxAgents; slot++) {
+  const top = agent.top();
+  for (let slot = 0; slot < top; slot++) {
     for (const table of takeTlbs(mm, space.slot, slot)) mm.free(table, tlbWords(mm.tlbEntries));
   }
   space.detachTlb();

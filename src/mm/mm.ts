@@ -173,7 +173,8 @@ export class Mm {
   /** Spins until no agent protects a space any more that protects it now: this one, or any. */
   awaitUnprotected(space?: Space): void {
     const { agent } = this;
-    for (let slot = 0; slot < this.maxAgents; slot++) {
+    const top = agent.top();
+    for (let slot = 0; slot < top; slot++) {
       const at = this.header + MM_PROTECTED + slot;
       const held = space ?? Atomics.load(agent.words, at);
       if (held === 0) continue;

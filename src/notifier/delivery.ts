@@ -9,7 +9,7 @@
  * from the first wait on. What the walk has come to stands in a Walk, so that the operation goes on where the loop ended.
  *
  * Context of callbacks: the agent that registered, at one of its safepoints; the invalidator may hold mmapLock, a
- * folio locks, never a spinlock. The tree is frozen and the list is under SRCU meanwhile.
+ * folio locks, never a spinlock. The tree is frozen meanwhile, and the list is under SRCU, unless all of it is the walker's.
  *
  * Not here: what a callback may return (callbacks.ts), aging and secondary TLBs, which never wait (aging.ts,
  * secondaryTlbs.ts).

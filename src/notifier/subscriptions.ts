@@ -129,10 +129,11 @@ function dropUse(c: SubsContext, count: number): void {
 }
 
 function isUnusedLocked(c: SubsContext): boolean {
-  const { subs, maxAgents } = c;
-  const w = c.agent.words;
+  const { agent, subs, maxAgents } = c;
+  const w = agent.words;
   if (Atomics.load(w, subs + SUBS_OWNED) !== 0 || Atomics.load(w, subs + SUBS_INTERVALS) !== 0) return false;
-  for (let slot = 0; slot < maxAgents; slot++)
+  const top = agent.top();
+  for (let slot = 0; slot < top; slot++)
     if (Atomics.load(w, subsListedAt(subs, maxAgents, slot)) !== 0) return false;
   return true;
 }

@@ -1,10 +1,12 @@
 import { describe, expect, test } from "vitest";
+import { MmuNotifier } from "../../../src/notifier/index.ts";
 import {
   anonymous,
   arrayBacking,
   makeRig,
   PAGE,
   pattern,
+  record,
   sharedBacking,
   thrown,
   type Rig,
@@ -360,6 +362,92 @@ describe("mprotect", () => {
     for (const prot of [8, -1, 0.5, "x", undefined] as never[]) {
       expect(thrown(() => space.sync.mprotect(a, PAGE, prot))?.code).toBe("EINVAL");
     }
+  });
+});
+
+describe.each([
+  ["an operation", true],
+  ["a plain function where nobody is waited for", false],
+])("mprotect inside one mapping is %s", (_how, debug) => {
+  test("it goes on after a callback that answers later, and leaves everything where one throws", async () => {
+    const { memory } = await makeRig(64, { debug });
+    const before = memory.stats().arenaBytes;
+    const raw = memory.sync.createSpace();
+    const own = { raw } as Rig;
+    raw.sync.mmap(fixed(0, 8));
+    raw.setUint8(BASE + at(2), 1); // the turn has used it
+    const recorder = record(raw);
+    let answer: () => boolean | Generator<{ kind: "point"; what: string }, boolean, number> = () => true;
+    const notifier = new MmuNotifier({ invalidateRangeStart: () => answer() as boolean });
+    raw.notifiers.sync.register(notifier);
+    const answers = {
+      now: () => true,
+      later: function* () {
+        yield { kind: "point", what: "a test" } as const;
+        return true;
+      },
+      throws: () => {
+        throw new Error("boom");
+      },
+      throwsLater: function* () {
+        yield { kind: "point", what: "a test" } as const;
+        throw new Error("boom");
+      },
+    };
+    for (const good of [answers.now, answers.later]) {
+      for (const bad of [answers.throws, answers.throwsLater]) {
+        answer = bad;
+        expect(thrown(() => raw.sync.mprotect(BASE + at(2), PAGE, "r"))?.code).toBe("ECALLBACK");
+        expect(layout(own)).toEqual(["0-8 rw-"]);
+        raw.setUint8(BASE + at(2), 2);
+        expect([recorder.take().length, recorder.open]).toEqual([1, 0]);
+      }
+      answer = good;
+      raw.sync.mprotect(BASE + at(2), PAGE, "r");
+      expect(layout(own)).toEqual(["0-2 rw-", "2-3 r--", "3-8 rw-"]);
+      expect(thrown(() => raw.setUint8(BASE + at(2), 3))?.code).toBe("EACCES");
+      raw.sync.mprotect(BASE + at(2), PAGE, "rw");
+      expect(layout(own)).toEqual(["0-8 rw-"]);
+      raw.setUint8(BASE + at(2), 4);
+      expect([recorder.take().length, recorder.open]).toEqual([2, 0]);
+      verify(memory);
+    }
+    // Neither a lock nor a use of the space is left.
+    raw.notifiers.sync.unregister(notifier);
+    raw.notifiers.sync.unregister(recorder.notifier);
+    raw.sync.exit();
+    expect(thrown(() => raw.sync.mprotect(BASE, PAGE, "r"))?.code).toBe("ESRCH");
+    memory.poll();
+    expect(memory.stats().arenaBytes).toBe(before);
+    verify(memory);
+  });
+
+  test("what is not inside one mapping, or locked, comes out as ever", async () => {
+    const rig = await makeRig(64, { debug });
+    const { memory, raw } = rig;
+    raw.sync.mmap(fixed(0, 2));
+    raw.sync.mmap(fixed(2, 2, { prot: "r", locked: true }));
+    raw.getUint8(BASE);
+    raw.sync.mprotect(BASE + at(1), at(2), "none");
+    expect(layout(rig)).toEqual(["0-1 rw-", "1-2 ---", "2-3 ---", "3-4 r--"]);
+    expect(thrown(() => raw.sync.mprotect(BASE + at(3), at(2), "rw"))?.code).toBe("ENOMEM");
+    expect(layout(rig)).toEqual(["0-1 rw-", "1-2 ---", "2-3 ---", "3-4 rw-"]);
+    expect(raw.pagemap(BASE + at(3), PAGE)[0]).toMatchObject({ present: true, zero: false });
+    raw.sync.mprotect(BASE, 0, "x" as never);
+    expect(thrown(() => raw.sync.mprotect(BASE, PAGE, "x" as never))?.code).toBe("EINVAL");
+    expect(thrown(() => raw.sync.mprotect(BASE + at(9), PAGE, "r"))?.code).toBe("ENOMEM");
+    const callback = new MmuNotifier({
+      invalidateRangeStart: () => {
+        expect(thrown(() => raw.sync.mprotect(BASE, PAGE, "r"))?.code).toBe("EDEADLK");
+        return true;
+      },
+    });
+    raw.notifiers.sync.register(callback);
+    raw.setUint8(BASE, 1);
+    raw.sync.mprotect(BASE, PAGE, "r");
+    expect(layout(rig)[0]).toBe("0-1 r--");
+    raw.notifiers.sync.unregister(callback);
+    verify(memory);
   });
 });
 
