@@ -247,6 +247,20 @@ describe("sync", () => {
     await mirror.remove();
   });
 
+  test("what fails on the way is stale again", async () => {
+    const { mirror, space, start, synced, same } = await rig();
+    await synced();
+    space.setUint8(start + PAGE, 1);
+    const begins = vi.spyOn(IntervalNotifier.prototype, "tryReadBegin").mockImplementationOnce(() => {
+      throw new Error("not now");
+    });
+    expect(await rejected(mirror.sync())).toMatchObject({ message: "not now" });
+    begins.mockRestore();
+    expect(await synced()).toEqual([1]);
+    await same();
+    await mirror.remove();
+  });
+
   test("several mirrors of several devices over one space see everything, each its own part", async () => {
     const { mirror, raw, start, synced, same, device } = await rig();
     const second = await gpu.device();

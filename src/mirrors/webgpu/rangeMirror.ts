@@ -309,6 +309,15 @@ export class RangeMirror implements AsyncDisposable {
     const pages = await this.#bringIn(stale, sync);
     if (pages.length === 0) return;
     await this.#tracker.take(pages); // G1
+    try {
+      await this.#uploadTaken(pages, sync);
+    } catch (error) {
+      this.#mark(pages);
+      throw error;
+    }
+  }
+
+  async #uploadTaken(pages: readonly number[], sync: Sync): Promise<void> {
     for (;;) {
       const seq = this.#interval.tryReadBegin() ?? (await this.#interval.readBegin());
       // Pages have gone again: fewer at a time need fewer frames.
@@ -371,6 +380,7 @@ export class RangeMirror implements AsyncDisposable {
           if (!isMmError(error) || !("address" in error)) throw error;
           page = Math.floor(Number(error.address) / this.pageSize) - this.#first;
           refused.add(page);
+          this.#mark([page]);
           sync.failure ??= error;
         }
       }
