@@ -58,6 +58,7 @@ import {
   TR_FIRST,
   TR_NEXT,
   TR_PAGES,
+  TR_SENT,
   TR_CHANGES,
   trackerWords,
 } from "./trackers.ts";
@@ -157,11 +158,13 @@ export class WriteTracker {
    * PROTECTION_PAGE from the first to the last that was writable, as PAGEMAP_SCAN does. May wait. Errors: ECALLBACK, ESRCH.
    */
   take(pages: readonly number[]): Promise<void> {
+    return runAsync(this.#space.agent, this.takeOp(pages));
+  }
+
+  /** @internal */
+  takeOp(pages: readonly number[]): Op<void> {
     const space = this.#space;
-    return runAsync(
-      space.agent,
-      writingOp(space, "trackWrites", () => this.#takeLockedOp(space.mm, space, pages)),
-    );
+    return writingOp(space, "trackWrites", () => this.#takeLockedOp(space.mm, space, pages));
   }
 
   *#takeLockedOp(mm: Mm, space: SpaceCore, pages: readonly number[]): Op<void> {
@@ -250,11 +253,13 @@ export class WriteTracker {
    * `owner`. May wait. Errors: ECALLBACK, ESRCH.
    */
   sendAway(pages: readonly number[], sent: (page: number, pfn: number) => void): Promise<void> {
+    return runAsync(this.#space.agent, this.sendAwayOp(pages, sent));
+  }
+
+  /** @internal */
+  sendAwayOp(pages: readonly number[], sent: (page: number, pfn: number) => void): Op<void> {
     const space = this.#space;
-    return runAsync(
-      space.agent,
-      writingOp(space, "trackWrites", () => this.#sendAwayLockedOp(space, pages, sent)),
-    );
+    return writingOp(space, "trackWrites", () => this.#sendAwayLockedOp(space, pages, sent));
   }
 
   *#sendAwayLockedOp(
@@ -277,6 +282,7 @@ export class WriteTracker {
       if (held && mm.frames.refcount(pfn) > mm.frames.mapcount(pfn)) continue;
       const page = vpn - this.#first;
       sent(page, pfn);
+      Atomics.add(w, this.#at + TR_SENT, 1);
       Atomics.or(w, bits + (page >>> 5), 1 << (page & 31));
     }
   }
