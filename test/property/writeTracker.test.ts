@@ -11,6 +11,7 @@ import {
   type AddressSpace,
   attach,
   createMemory,
+  memoryBacking,
   type PhysicalMemory,
   WriteTracker,
 } from "../../src/mm/index.ts";
@@ -31,6 +32,8 @@ interface World {
   readonly memories: readonly PhysicalMemory[];
   readonly spaces: readonly AddressSpace[];
   readonly base: number;
+  /** Where the second agent stores: the same space, or another that maps the same file. */
+  readonly elsewhere: { readonly space: AddressSpace; readonly base: number };
   readonly tracker: WriteTracker;
   /** Frames of pages that are away. */
   readonly away: Map<number, number>;
@@ -39,18 +42,36 @@ interface World {
 }
 
 /** Runs a scenario with a schedule. */
-async function withWorld(seed: number, spawn: (world: World, checker: CheckerDriver) => void): Promise<void> {
+async function withWorld(
+  seed: number,
+  kind: "private" | "file",
+  spawn: (world: World, checker: CheckerDriver) => void,
+): Promise<void> {
   const first = await createMemory({ budget: 64 * PAGE, arena: "2 MiB", mayBlock: true, debug: true });
   const memories = [first];
   try {
     while (memories.length < AGENTS) memories.push(await attach(first.handle, { mayBlock: true }));
     const space = first.sync.createSpace();
-    const base = space.sync.mmap({ length: (PAGES + 1) * PAGE, prot: "rw", share: "private" });
+    const length = (PAGES + 1) * PAGE;
+    const file = kind === "file" ? first.sync.openFile(memoryBacking(length)) : undefined;
+    const mapping = {
+      length,
+      prot: "rw",
+      share: file ? "shared" : "private",
+      ...(file && { file }),
+    } as const;
+    const base = space.sync.mmap(mapping);
     for (let page = 0; page <= PAGES; page++) space.setUint8(base + page * PAGE, 0);
     first.poll();
     const tracker = await WriteTracker.create(space, base, (PAGES + 1) * PAGE);
     const spaces = memories.map((memory) => memory.space(space.id));
-    const world: World = { memories, spaces, base, tracker, away: new Map(), device: [] };
+    let elsewhere = { space: spaces[1]!, base };
+    if (file) {
+      const other = memories[1]!.space(first.sync.createSpace().id);
+      elsewhere = { space: other, base: other.sync.mmap({ ...mapping, file: memories[1]!.file(file.id) }) };
+      memories[1]!.poll();
+    }
+    const world: World = { memories, spaces, base, elsewhere, tracker, away: new Map(), device: [] };
     const interval = space.notifiers.sync.insert(
       {
         invalidate: (self, range, seq) => {
@@ -111,10 +132,11 @@ function* disturb(space: AddressSpace, base: number): Op<void> {
 
 /** Spawns a copier, a writer and a disturber. `copyFirst`: the order that loses stores. */
 function copies(copyFirst: boolean) {
-  return ({ spaces, base, tracker }: World, checker: CheckerDriver): void => {
+  return ({ spaces, base, elsewhere, tracker }: World, checker: CheckerDriver): void => {
     const said = Array.from({ length: PAGES }, () => 0);
     const copy = new Uint8Array(PAGES + 1);
-    const [mine, theirs, third] = spaces as [AddressSpace, AddressSpace, AddressSpace];
+    const [mine, , third] = spaces as [AddressSpace, AddressSpace, AddressSpace];
+    const { space: theirs, base: theirBase } = elsewhere;
     const copyPages = (pages: readonly number[]): void => {
       const frames = new Int32Array(pages.length);
       snapshotPages(mine, base / PAGE, pages, frames);
@@ -145,7 +167,7 @@ function copies(copyFirst: boolean) {
       (function* (): Op<void> {
         for (let v = 1; v <= 2 * ROUNDS; v++) {
           for (let page = 0; page < PAGES; page++) {
-            yield* theirs.copyOp("write", base + page * PAGE, Uint8Array.of(v), true);
+            yield* theirs.copyOp("write", theirBase + page * PAGE, Uint8Array.of(v), true);
             said[page] = v;
             yield* point("the next store");
           }
@@ -156,26 +178,29 @@ function copies(copyFirst: boolean) {
   };
 }
 
-test("no schedule loses a store", async () => {
+test.each(["private", "file"] as const)("no schedule loses a store: %s", async (kind) => {
   await fc.assert(
-    fc.asyncProperty(fc.nat(), (seed) => withWorld(seed, copies(false))),
+    fc.asyncProperty(fc.nat(), (seed) => withWorld(seed, kind, copies(false))),
     { numRuns: RUNS },
   );
 });
 
-test("to copy before the take does, and that is noticed", async () => {
-  const search = fc.assert(
-    fc.asyncProperty(fc.nat(), (seed) => withWorld(seed, copies(true))),
-    { numRuns: 150, endOnFailure: true },
-  );
-  await expect(search).rejects.toMatchObject({ cause: { message: expect.stringMatching(/is stale/) } });
-});
+test.each(["private", "file"] as const)(
+  "to copy before the take does, and that is noticed: %s",
+  async (kind) => {
+    const search = fc.assert(
+      fc.asyncProperty(fc.nat(), (seed) => withWorld(seed, kind, copies(true))),
+      { numRuns: 150, endOnFailure: true },
+    );
+    await expect(search).rejects.toMatchObject({ cause: { message: expect.stringMatching(/is stale/) } });
+  },
+);
 
 test("no schedule shows old bytes of a page that a device has", async () => {
   let met = 0;
   await fc.assert(
     fc.asyncProperty(fc.nat(), (seed) =>
-      withWorld(seed, ({ spaces, base, tracker, away, device }, checker) => {
+      withWorld(seed, "private", ({ spaces, base, tracker, away, device }, checker) => {
         const said = Array.from({ length: PAGES }, () => 0);
         const [mine, theirs, third] = spaces as [AddressSpace, AddressSpace, AddressSpace];
         for (let page = 0; page < PAGES; page++) device[page] = 0;
