@@ -4,6 +4,14 @@
  */
 /// <reference types="@webgpu/types" />
 export {
+  createGpuMmu,
+  type GpuDispatch,
+  GpuMmu,
+  type GpuMmuOptions,
+  type GpuMmuStats,
+  type GpuRange,
+  type GpuRun,
+  type GpuRunOptions,
   mirrorRange,
   type RangeMirror,
   type RangeMirrorCounts,

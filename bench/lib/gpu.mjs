@@ -33,3 +33,6 @@ export function countUploads(device) {
   };
   return counted;
 }
+
+/** Waits until everything submitted is done. */
+export const settle = (device) => device.queue.onSubmittedWorkDone();

@@ -8,7 +8,7 @@ const SPARE_MIB = 16;
 /** Pages that are copied after the first one, which is timed: a path that is hot, as in a program at work. */
 const COPIED_BYTES = 8 * MIB;
 /** Forks before the first that counts: a fork is a microsecond or two of this code, and its compilation many times that. */
-const WARM_UPS = 1000;
+const WARM_UPS = 10_000;
 const SIZES = [
   { what: "64 MiB", mib: 64 },
   { what: "1 GiB", mib: 1024 },

@@ -83,7 +83,7 @@ export class SpaceAccess extends SpaceCore {
     const { agent, mm } = this;
     agent.checkUsable("access");
     agent.checkNotInCallback("access");
-    if (!this.live) throw new MmError("ESRCH", "access", "the space is exiting or has exited");
+    if (!this.stillLive) throw new MmError("ESRCH", "access", "the space is exiting or has exited");
     agent.enter();
     if (agent.wanted) agent.safepoint();
     if (!this.active) {

@@ -24,7 +24,7 @@ import { isValid, pfnOfPte } from "./pte.ts";
 import { inSharedTable } from "./pageTables.ts";
 import { radixStretches } from "./radix.ts";
 import type { SpaceCore } from "./spaceCore.ts";
-import { findVma, firstVma, nextVma, vmaEnd, vmaFlags, vmaStart } from "./vma.ts";
+import { firstVma, nextVma, vmaEnd, vmaFlags, vmaStart } from "./vma.ts";
 
 /** Linux: lru_add_drain(). */
 export function drainBatches(mm: Mm): void {
@@ -80,12 +80,9 @@ export function batchLocked(space: SpaceCore, start: number, end: number): void 
   }
 }
 
-/** Notes that copy-on-write takes a page from the mapping at a virtual page. Preconditions: mmapLock; still mapped. */
-export function batchReplaced(space: SpaceCore, vpn: number, pfn: number): void {
-  const { mm } = space;
-  if ((mm.frames.flags(pfn) & PG_ANON) === 0 || mm.frames.mapcount(pfn) < 2) return;
-  const vma = findVma(space, vpn * mm.pageSize);
-  if (vma !== 0 && (vmaFlags(space, vma) & VM_LOCKED) !== 0) batch(mm, pfn);
+/** Notes that copy-on-write takes a page from a locked mapping. Preconditions: mmapLock; still mapped. */
+export function batchReplaced(mm: Mm, pfn: number): void {
+  if ((mm.frames.flags(pfn) & PG_ANON) !== 0 && mm.frames.mapcount(pfn) >= 2) batch(mm, pfn);
 }
 
 export const isBatched = (mm: Mm, pfn: number): boolean =>

@@ -17,11 +17,15 @@
  *   write           read-only  private, sole owner  the entry becomes writable and exclusive   -
  *   write           read-only  private              copy-on-write                              CLEAR, one page
  *   any             guard      any                  SegvError                                  -
+ *   any             poison     any                  BusError                                   -
+ *   any             exclusive to a device           the entry becomes valid, see exclusive.ts  CLEAR, one page
+ *   any             on a device                     it is brought back, see migrate.ts         MIGRATE, its neighbours too
+ *   any             on its way                      waits                                      -
  *   any             no rights  away in a device     its owner brings the bytes home            PROTECTION_PAGE, one page
  *
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
-import { BusError, MmError, SegvError } from "../errors.ts";
+import { BusError, isMmError, MmError, SegvError } from "../errors.ts";
 import {
   MOST_MAPPINGS,
   PG_ANON,
@@ -52,6 +56,7 @@ import {
   SP_FAULTQ,
   SP_MMAP_LOCK,
   SP_TRACKERS,
+  VM_LOCKED,
   VM_PROT,
   VM_SHARED,
   VM_WRITE,
@@ -61,18 +66,27 @@ import { prepareAnon } from "./anonVma.ts";
 import { batchReplaced, isBatched } from "./batches.ts";
 import { unuseFile, useFile } from "./files.ts";
 import { joinSpace, unuseSpace, useSpace } from "./lifetime.ts";
+import { takeBackOp } from "./exclusive.ts";
+import { isRefusal, textOf } from "./fileIo.ts";
+import { bringHomeOp, waitMovedOp } from "./migrate.ts";
 import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
   busyOf,
   busySlot,
   isBusy,
+  isSpecial,
   isValid,
+  kindOfPte,
   makePte,
   pfnOfPte,
   PTE_ACCESSED,
+  PTE_DEVICE_EXCLUSIVE,
+  PTE_DEVICE_PRIVATE,
   PTE_EXCLUSIVE,
   PTE_GUARD,
+  PTE_MIGRATION,
+  PTE_POISON,
   PTE_READ,
   PTE_VALID,
   PTE_WRITE,
@@ -101,17 +115,22 @@ export const FAULT_LOCKED = 8; //   the page is locked; see `need`
 export const FAULT_COW = 9; //      needs copy-on-write, which waits
 export const FAULT_CONTENDED = 10; // mmapLock is taken
 export const FAULT_MAPPED = 11; //  the page is mapped as often as can be counted
-export const FAULT_AWAY = 12; //    its newest bytes are in a device
+export const FAULT_POISON = 12; //  the page is lost
+export const FAULT_EXCLUSIVE = 13; // a device has the page for its own
+export const FAULT_DEVICE = 14; //  the page is on a device
+export const FAULT_MOVING = 15; //  the page is on its way to a device or back
+export const FAULT_AWAY = 16; //    its newest bytes are in a device
 
 /**
  * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
  * thread, read at once.
  */
-const need: { file: FileCore | undefined; index: number; pfn: number; anon: number } = {
+const need: { file: FileCore | undefined; index: number; pfn: number; anon: number; locked: boolean } = {
   file: undefined,
   index: 0,
   pfn: 0,
   anon: 0,
+  locked: false,
 };
 
 const NEW_ANON: number = PTE_VALID | PTE_READ | PTE_WRITTEN | PTE_EXCLUSIVE;
@@ -147,12 +166,24 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
     if (write) noteWrite(space, vpn);
   }
   if (pte === PTE_GUARD) return FAULT_MAPERR;
+  if (isSpecial(pte)) return lackOf(pte);
   mm.count(CT_MINOR);
   if (isValid(pte))
     return write ? faultWriteProtected(space, vma, vpn, entry, pte, flags) : setBits(space, entry, pte, 0);
   const file = vmaFile(space, vma);
   if (file === 0) return faultAnonymous(space, vma, vpn, entry, write);
   return faultFile(space, vma, vpn, entry, fileAt(mm, file), flags, write);
+}
+
+/** What an access lacks that finds an entry of a page nobody can get at as it is. */
+function lackOf(pte: number): number {
+  if (pte === PTE_POISON) return FAULT_POISON;
+  const kind = kindOfPte(pte);
+  return kind === PTE_DEVICE_PRIVATE
+    ? FAULT_DEVICE
+    : kind === PTE_DEVICE_EXCLUSIVE
+      ? FAULT_EXCLUSIVE
+      : FAULT_MOVING;
 }
 
 /** Adds bits to a valid entry. If it changed meanwhile the access simply faults again. */
@@ -186,6 +217,7 @@ function faultWriteProtected(
     }
     need.anon = prepareAnon(space, vma);
     need.index = fileIndexOf(space, vma, vpn);
+    need.locked = (flags & VM_LOCKED) !== 0;
     return need.anon === 0 ? FAULT_ARENA : FAULT_COW;
   }
   const file = fileAt(mm, vmaFile(space, vma));
@@ -410,13 +442,18 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
           `the page of the file is mapped ${MOST_MAPPINGS} times, which is the most; unmap it elsewhere`,
         );
       }
+      if (result === FAULT_POISON)
+        throw new BusError("access", address, "the page is lost: the device that had it is gone");
       if (result === FAULT_BUSY) yield* waitWhileBusyOp(space, vpn);
+      else if (result === FAULT_MOVING) yield* waitWhileMovingOp(space, vpn);
+      else if (result === FAULT_EXCLUSIVE) yield* takeBackOp(space, vpn, (body) => lockedOp(space, body));
+      else if (result === FAULT_DEVICE) yield* broughtHomeOp(space, vpn, address);
       // Reserved by freeing it again: the next try takes it at once, or somebody was faster and we go round.
       else if (result === FAULT_FRAME) mm.frames.put(yield* allocFrameOp(mm, false));
       // The reference keeps the page from being reclaimed before we have mapped it.
       else if (result === FAULT_PAGE) held = yield* getPageOp(need.file!, need.index, address);
       else if (result === FAULT_LOCKED) yield* waitUnlockedOp(space, need.pfn);
-      else if (result === FAULT_AWAY) yield* bringHomeOp(space, vpn, address);
+      else if (result === FAULT_AWAY) yield* fetchAwayOp(space, vpn, address);
     }
   } finally {
     if (held !== 0) mm.frames.put(held);
@@ -428,7 +465,7 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
  * Has a page brought home from the device that has its newest bytes, and may keep them for reading: see writeTracker.ts.
  * Preconditions: no lock held. Errors: ECALLBACK; BusError if nobody has them any more.
  */
-function* bringHomeOp(space: SpaceCore, vpn: number, address: number): Op<void> {
+function* fetchAwayOp(space: SpaceCore, vpn: number, address: number): Op<void> {
   const { agent, mm } = space;
   const c = space.notifiers.context;
   const blockable = agent.current?.mode !== "try";
@@ -454,9 +491,10 @@ function protecting<T>({ mm, slot }: SpaceCore, look: () => T): T {
   }
 }
 
+/** Preconditions: mmapLock; without it the answer may be old. */
 export function checkLive(space: SpaceCore, operation: string): void {
   space.agent.checkUsable(operation);
-  if (!space.live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
+  if (!space.stillLive) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
 }
 
 function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
@@ -466,6 +504,38 @@ function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
     "a busy page-table entry",
     () => space.agent.ownerAt(busySlot(loadPte(space, vpn))),
   );
+}
+
+function* waitWhileMovingOp(space: SpaceCore, vpn: number): Op<void> {
+  const pte = loadPte(space, vpn);
+  const pfn = pfnOfPte(pte);
+  if (kindOfPte(pte) !== PTE_MIGRATION) return;
+  yield* waitMovedOp(space.mm, pfn, () => loadPte(space, vpn) !== pte || !space.mm.frames.isLocked(pfn));
+}
+
+/** Errors: BusError if the device cannot deliver the page. */
+function* broughtHomeOp(space: SpaceCore, vpn: number, address: number): Op<void> {
+  try {
+    yield* bringHomeOp(space, vpn);
+  } catch (error) {
+    if (isRefusal(error) || isMmError(error, "ESRCH") || isMmError(error, "ENOMEM")) throw error;
+    throw new BusError(
+      "access",
+      address,
+      `the device that has the page did not deliver it: ${textOf(error)}`,
+      error,
+    );
+  }
+}
+
+function* lockedOp(space: SpaceCore, body: () => Op<void>): Op<void> {
+  const lock = space.slot + SP_MMAP_LOCK;
+  yield* lockReadOp(space.agent, lock, LockRank.mmapLock, "mmapLock");
+  try {
+    yield* body();
+  } finally {
+    unlockRead(space.agent, lock, LockRank.mmapLock);
+  }
 }
 
 function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
@@ -480,16 +550,20 @@ function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {
 
 const needsCopy = (pte: number): boolean => (pte & (PTE_WRITE | PTE_EXCLUSIVE)) === 0;
 
-/** Fills a fresh frame, the page `index` of `anon`, and puts it in the place of the one that a busy entry had. */
-function installCopy(
-  space: SpaceCore,
-  vpn: number,
-  entry: Pte,
-  old: number,
-  fresh: number,
-  anon: number,
-  index: number,
-): void {
+/** The copy that is to be made of a page. */
+interface Copy {
+  /** Its frame, with a reference of its own. */
+  readonly fresh: Pfn;
+  /** What it is to name. */
+  readonly anon: number;
+  readonly index: number;
+  /** The mapping is. */
+  readonly locked: boolean;
+}
+
+/** Fills the frame of a copy, and puts it in the place of the one that a busy entry had. */
+function installCopy(space: SpaceCore, entry: Pte, old: number, copy: Copy): void {
+  const { fresh, anon, index, locked } = copy;
   const { agent, mm } = space;
   const { frames } = mm;
   if (old === ZERO_PFN) frames.zeroFrame(fresh);
@@ -498,7 +572,7 @@ function installCopy(
   Atomics.store(agent.words, entry, makePte(fresh, NEW_ANON));
   wakeQueue(agent.words, space.slot + SP_FAULTQ);
   if (old !== ZERO_PFN) {
-    batchReplaced(space, vpn, old);
+    if (locked) batchReplaced(mm, old);
     frames.putMapped(old);
   }
   mm.count(CT_COW);
@@ -509,17 +583,17 @@ const COPIED: number = 0;
 const NOT_NEEDED: number = 1; // somebody else did it: the access tries again
 const WAITS: number = 2; //      for another agent, or for whoever changes the entry; nothing is changed
 
-/** Copies the page of an entry to `fresh`, the page `index` of `anon`, if nobody has to be waited for. Preconditions: an open range; mmapLock. */
-function tryCopy(space: SpaceCore, vpn: number, fresh: number, anon: number, index: number): number {
+/** Copies the page of an entry if nobody has to be waited for. Preconditions: an open range; mmapLock. */
+function tryCopy(space: SpaceCore, vpn: number, copy: Copy): number {
   const { agent } = space;
   const w = agent.words;
   const entry = radixFind(w, space.pgd, vpn);
-  const pte = Atomics.load(w, entry);
+  const pte = w[entry]!; // plain: it is compared when it is exchanged
   if (isBusy(pte)) return WAITS;
   if (!isValid(pte) || !needsCopy(pte)) return NOT_NEEDED;
   if (Atomics.compareExchange(w, entry, pte, busyOf(pte, agent.slot)) !== pte) return WAITS;
   if (markRange(space, vpn, vpn + 1).length === 0) {
-    installCopy(space, vpn, entry, pfnOfPte(pte), fresh, anon, index);
+    installCopy(space, entry, pfnOfPte(pte), copy);
     return COPIED;
   }
   Atomics.store(w, entry, pte);
@@ -537,7 +611,8 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
   let result = FAULT_COW;
   if (beginRange(c, vpn * mm.pageSize, (vpn + 1) * mm.pageSize)) {
     const fresh = mm.frames.tryAlloc(false);
-    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, fresh, need.anon, need.index);
+    const { anon, index, locked } = need;
+    const outcome = fresh === 0 ? WAITS : tryCopy(space, vpn, { fresh, anon, index, locked });
     if (outcome === COPIED) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
     else if (fresh !== 0) mm.frames.put(fresh);
     result = fresh === 0 ? FAULT_FRAME : outcome === WAITS ? FAULT_COW : FAULT_DONE;
@@ -547,22 +622,17 @@ function tryCopyOnWrite(space: SpaceCore, vpn: number): number {
 }
 
 /** A copy-on-write under way. */
-interface OpenCopy {
+interface OpenCopy extends Copy {
   readonly range: OpenRange;
   /** What is left of opening the range; undefined: it is open. */
   readonly rest: Op<void> | undefined;
-  /** The frame of the copy, with a reference of its own. */
-  readonly fresh: Pfn;
-  /** What the copy is to name. */
-  readonly anon: number;
-  readonly index: number;
 }
 
 /** Reserves a frame and begins to tell the subscribers. Undefined: no frame is free, and nobody has been told. */
 function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy | undefined {
   const { mm } = space;
   const { pageSize } = mm;
-  const { anon, index } = need;
+  const { anon, index, locked } = need;
   const fresh = mm.frames.tryAlloc(false);
   if (fresh === 0) return undefined;
   const c = space.notifiers.context;
@@ -570,7 +640,7 @@ function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy |
   try {
     const rest = openRange(c, range, false);
     if (!rest) mm.count(CT_EVENTS + MmuNotifierEvent.Clear);
-    return { range, rest, fresh, anon, index };
+    return { range, rest, fresh, anon, index, locked };
   } catch (error) {
     mm.frames.put(fresh);
     throw error;
@@ -580,7 +650,6 @@ function openCopy(space: SpaceCore, vpn: number, blockable: boolean): OpenCopy |
 /** Goes on with a copy-on-write to its end. Preconditions: mmapLock held for reading. */
 function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> {
   const { mm } = space;
-  const { fresh, anon, index } = copy;
   let used = false;
   try {
     if (copy.rest) {
@@ -591,12 +660,12 @@ function* finishCopyOp(space: SpaceCore, vpn: number, copy: OpenCopy): Op<void> 
       const taken = yield* takeRangeOp(space, vpn, vpn + 1, needsCopy);
       if (taken.entries.length === 0) return; // somebody else did it: the access tries again
       used = true;
-      installCopy(space, vpn, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), fresh, anon, index);
+      installCopy(space, taken.entries[0]! as Pte, pfnOfPte(taken.olds[0]!), copy);
     } finally {
       endOpenRange(space.notifiers.context, copy.range);
     }
   } finally {
-    if (!used) mm.frames.put(fresh);
+    if (!used) mm.frames.put(copy.fresh);
   }
 }
 
@@ -636,7 +705,7 @@ export function faultNow(
     const result = faultLocked(space, vpn, write);
     if (result === FAULT_DONE) return undefined;
     // Subscribers of a space that exits have had its release: nobody tells them more.
-    const copy = result === FAULT_COW && space.live ? openCopy(space, vpn, agent.mayBlock) : undefined;
+    const copy = result === FAULT_COW && space.stillLive ? openCopy(space, vpn, agent.mayBlock) : undefined;
     if (!copy) return faultOp(space, vpn, write, address);
     if (!copy.rest && tryFinishCopy(space, vpn, copy)) return undefined;
     handedOver = true;
@@ -649,13 +718,13 @@ export function faultNow(
 }
 
 /** As finishCopyOp(), for an open range. False: it has to wait, and the range is still open. */
-function tryFinishCopy(space: SpaceCore, vpn: number, { range, fresh, anon, index }: OpenCopy): boolean {
+function tryFinishCopy(space: SpaceCore, vpn: number, copy: OpenCopy): boolean {
   let outcome = NOT_NEEDED;
   try {
-    outcome = tryCopy(space, vpn, fresh, anon, index);
+    outcome = tryCopy(space, vpn, copy);
   } finally {
-    if (outcome === NOT_NEEDED) space.mm.frames.put(fresh);
-    if (outcome !== WAITS) endOpenRange(space.notifiers.context, range);
+    if (outcome === NOT_NEEDED) space.mm.frames.put(copy.fresh);
+    if (outcome !== WAITS) endOpenRange(space.notifiers.context, copy.range);
   }
   return outcome !== WAITS;
 }

@@ -20,19 +20,33 @@
  * A page that somebody holds a reference to besides its mappings (a span, a pin) may be written without an entry: the
  * child gets a copy of it at once, and its table is copied, too.
  *
+ * A page on a device is shared like one in a frame. What a device has for its own is taken back first, and what is on its way
+ * to a device or back is waited for; a space that ever had such pages shares no page-table page.
+ *
  * Lock order: mmapLock of the parent (write) > folio lock (tried only) > file lock > heap. Nobody uses the child yet.
  */
 import { arenaFull, MmError } from "../errors.ts";
-import { itPredecessor, itStart, itSuccessor, PG_ANON, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import {
+  itPredecessor,
+  itStart,
+  itSuccessor,
+  MOST_MAPPINGS,
+  PG_ANON,
+  PG_UPTODATE,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { createAnon, dropAnon, homeOf } from "./anonTree.ts";
+import { lockedExclusive, takeAllBack } from "./exclusive.ts";
 import { exitOp } from "./exit.ts";
 import {
   type AnonVma,
   FL_LOCK,
+  SP_MIGRATING,
+  SP_SPECIAL,
   SP_STATE,
   type Space,
   SPACE_LIVE,
@@ -47,20 +61,33 @@ import {
   type Vma,
   VMA_FILE_NODE,
 } from "./layout.ts";
+import { usingOp } from "./lifetime.ts";
+import { waitMovedOp, waitSettledOp } from "./migrate.ts";
 import type { Mm } from "./mm.ts";
 import {
   isValid,
+  kindOfPte,
   makePte,
   pfnOfPte,
   PTE_ACCESSED,
+  PTE_DEVICE_PRIVATE,
   PTE_EXCLUSIVE,
   PTE_GUARD,
   PTE_PFN,
   PTE_PFN_SHIFT,
+  PTE_POISON,
   PTE_WRITE,
 } from "./pte.ts";
-import { entryIn, LEAF_ENTRIES, radixEnsurePointer, radixStretches, TABLE_SHARED } from "./radix.ts";
-import { ensureEntry, markShared, noTables, ownTables, shareTable, unmarkShared } from "./pageTables.ts";
+import { LEAF_ENTRIES, radixStretches } from "./radix.ts";
+import {
+  ensureEntry,
+  markShared,
+  noTables,
+  ownTables,
+  shareTables,
+  unmarkShared,
+  unmarkUnshared,
+} from "./pageTables.ts";
 import { close, firstPart, openOp, type Part, writingOp } from "./ranges.ts";
 import { allocFrameOp } from "./reclaim.ts";
 import { awaitAcksOp, markRange } from "./shootdown.ts";
@@ -80,10 +107,13 @@ import {
   vmaStart,
 } from "./vma.ts";
 import { anyHeldRuns } from "./views.ts";
-import { changeRangeOp } from "./zap.ts";
+import { changeRangeOp, maySpecial } from "./zap.ts";
 
 /** How often it begins again for frames that it lacks: each time it frees what it lacked, and others may take that. */
 const ROUNDS = 8;
+
+/** Instead of a number of frames: it has to wait first. */
+const UNSETTLED = -1;
 
 /** What a vma of the parent is copied to. */
 interface Heir {
@@ -103,7 +133,11 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
     const enter = (): void => void Atomics.store(mm.agent.words, child.slot + SP_STATE, SPACE_LIVE);
     let lacking: number;
     try {
-      lacking = yield* writingOp(space, "fork", () => copyLockedOp(space, child));
+      // What is on its way is not copied: who moves it would have to find the copies, too.
+      for (lacking = UNSETTLED; lacking === UNSETTLED;) {
+        yield* usingOp(space, "fork", () => waitForDevicesOp(space));
+        lacking = yield* writingOp(space, "fork", () => copySettledOp(space, child));
+      }
     } catch (error) {
       enter();
       yield* exitOp(child);
@@ -124,6 +158,23 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
   }
 }
 
+/** As copyLockedOp(); UNSETTLED if pages are on their way or being taken by a device, and nothing is done. */
+// eslint-disable-next-line require-yield
+function* copySettledOp(space: SpaceCore, child: SpaceCore): Op<number> {
+  if (Atomics.load(space.agent.words, space.slot + SP_MIGRATING) !== 0) return UNSETTLED;
+  if (maySpecial(space) && lockedExclusive(space) !== 0) return UNSETTLED;
+  return yield* copyLockedOp(space, child);
+}
+
+/** Waits for what copySettledOp() cannot do with. Preconditions: a use of the space, without mmapLock. */
+function* waitForDevicesOp(space: SpaceCore): Op<void> {
+  if (!maySpecial(space)) return;
+  yield* waitSettledOp(space);
+  const { frames } = space.mm;
+  for (let pfn = lockedExclusive(space); pfn !== 0; pfn = lockedExclusive(space))
+    yield* waitMovedOp(space.mm, pfn, () => !frames.isLocked(pfn));
+}
+
 /** Returns how many frames it lacked; 0: it is done. Preconditions: mmapLock of the parent held for writing. */
 function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
   const heirs = heirsOf(space);
@@ -133,20 +184,22 @@ function* copyLockedOp(space: SpaceCore, child: SpaceCore): Op<number> {
     for (const { start, end } of cut)
       open.push(yield* openOp(space, start, end, MmuNotifierEvent.ProtectionPage));
     const { shared, copied } = partsOf(space, heirs);
-    const marked = new Map<number, Stretch>();
+    const marked: number[] = [];
+    let done = false;
     try {
-      markTables(space, shared, marked);
+      for (const { first, end } of shared) markShared(space, first, end, marked);
       for (const heir of cut) yield* protectOp(space, heir, copied.get(heir.vma));
       // From here on nothing waits.
       for (const heir of inFileOrder(space, heirs)) bequeath(space, child, heir);
-      const held = anyHeldRuns(space.mm) ? unmarkHeld(space, marked) : [];
-      for (const stretch of shared) shareTables(space, child, stretch, marked);
+      const held = anyHeldRuns(space.mm) ? unmarkHeld(space, shared, new Set(marked)) : [];
+      for (const { first, end } of shared) shareTables(space, child, first, end);
       let lacking = 0;
       for (const stretches of [...copied.values(), held])
         for (const stretch of stretches) lacking += copyEntries(space, child, stretch);
+      done = true;
       return lacking;
     } finally {
-      for (const at of marked.keys()) unmarkShared(space, at);
+      if (!done) unmarkUnshared(space, marked);
     }
   } finally {
     for (const range of open.reverse()) close(space, range);
@@ -192,7 +245,7 @@ function partsOf(space: SpaceCore, heirs: readonly Heir[]): Parts {
     tableOf(end / pageSize - 1),
   ];
   const fit = new Set<Vma>();
-  for (const heir of heirs) {
+  for (const heir of maySpecial(space) ? [] : heirs) {
     if (heir.filled && !heir.shared && vmaFile(space, heir.vma) === 0) fit.add(heir.vma);
   }
   // Tables at the edges of what does not fit: what lies between is in nobody else's way.
@@ -225,27 +278,17 @@ function partsOf(space: SpaceCore, heirs: readonly Heir[]): Parts {
   return { shared, copied };
 }
 
-/** Takes write permission from tables that are to be shared; `marked` has where, for those that had it. */
-function markTables(space: SpaceCore, stretches: readonly Stretch[], marked: Map<number, Stretch>): void {
-  for (const { first, end } of stretches) {
-    radixStretches(space.agent.words, space.pgd, first, end, (_entry, vpn, count, at) => {
-      if (markShared(space, at)) marked.set(at, { first: vpn, end: vpn + count });
-    });
-  }
-}
-
 /** Makes marked tables the parent's own again in which there is a page that somebody holds. Returns their stretches. */
-function unmarkHeld(space: SpaceCore, marked: Map<number, Stretch>): Stretch[] {
+function unmarkHeld(space: SpaceCore, shared: readonly Stretch[], marked: ReadonlySet<number>): Stretch[] {
   const { frames } = space.mm;
   const stretches: Stretch[] = [];
-  for (const [at, stretch] of marked) {
-    const entry = entryIn(Atomics.load(space.agent.words, at), stretch.first);
-    const count = stretch.end - stretch.first;
-    if (!frames.anyHeld(entry, count, PTE_PFN_SHIFT)) continue;
-    frames.kernels.protectRange(entry * WORD_BYTES, count, ~PTE_WRITE, 0);
-    unmarkShared(space, at);
-    marked.delete(at);
-    stretches.push(stretch);
+  for (const { first, end } of shared) {
+    radixStretches(space.agent.words, space.pgd, first, end, (entry, vpn, count, at) => {
+      if (!marked.has(at) || !frames.anyHeld(entry, count, PTE_PFN_SHIFT)) return;
+      frames.kernels.protectRange(entry * WORD_BYTES, count, ~PTE_WRITE, 0);
+      unmarkShared(space, at);
+      stretches.push({ first: vpn, end: vpn + count });
+    });
   }
   return stretches;
 }
@@ -257,28 +300,11 @@ function* protectOp(space: SpaceCore, heir: Heir, copied: readonly Stretch[] = [
   let whole = false;
   for (const { first, end } of copied) {
     ownTables(space, "fork", first, end);
+    if (maySpecial(space)) takeAllBack(space, first, end);
     yield* changeRangeOp(space, first, end, PTE_WRITE, 0, true);
     whole ||= first === low && end === high;
   }
   if (!whole) yield* awaitAcksOp(space, markRange(space, low, high));
-}
-
-/** Gives the child the marked tables of a stretch. Errors: ENOMEM. */
-function shareTables(
-  space: SpaceCore,
-  child: SpaceCore,
-  { first, end }: Stretch,
-  marked: Map<number, Stretch>,
-): void {
-  const { agent, mm } = space;
-  const w = agent.words;
-  radixStretches(w, space.pgd, first, end, (_entry, vpn, _count, at) => {
-    if ((Atomics.load(w, at) & TABLE_SHARED) === 0) return; // copied: somebody has a view
-    const to = radixEnsurePointer(agent, mm.heap, child.pgd, vpn);
-    if (to === 0) throw noTables("fork");
-    shareTable(space, at, child, to);
-    marked.delete(at);
-  });
 }
 
 /**
@@ -342,6 +368,7 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
   const { pageSize } = mm;
   const w = agent.words;
   let lacking = 0;
+  if (maySpecial(space)) Atomics.store(w, child.slot + SP_SPECIAL, 1);
   const copyPart = (part: Part): void => {
     const anon = vmaAnon(child, part.vma);
     const home = anon === 0 ? 0 : homeOf(mm, anon);
@@ -351,7 +378,8 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
       if (to === 0) throw noTables("fork");
       for (let k = 0; k < count; k++) {
         const pte = Atomics.load(w, entry + k);
-        if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
+        if (pte === PTE_GUARD || pte === PTE_POISON) Atomics.store(w, to + k, pte);
+        if (kindOfPte(pte) === PTE_DEVICE_PRIVATE) copyDeviceEntry(space, entry + k, to + k, pte);
         if (isValid(pte) && !copyEntry(space, entry + k, to + k, home)) lacking++;
       }
     });
@@ -360,6 +388,25 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
   for (let part = firstPart(child, first * pageSize, last); part; part = firstPart(child, part.end, last))
     copyPart(part);
   return lacking;
+}
+
+/** A page on a device is shared as any other: nobody has it for his own. Errors: ENOMEM. */
+function copyDeviceEntry(space: SpaceCore, entry: number, to: number, pte: number): void {
+  const { frames } = space.mm;
+  const w = space.agent.words;
+  const pfn = pfnOfPte(pte);
+  frames.get(pfn);
+  if (!frames.tryMap(pfn)) {
+    frames.put(pfn);
+    throw new MmError(
+      "ENOMEM",
+      "fork",
+      `a page on a device is mapped ${MOST_MAPPINGS} times, which is the most`,
+    );
+  }
+  const copy = pte & ~(PTE_EXCLUSIVE | PTE_WRITE);
+  Atomics.store(w, entry, copy);
+  Atomics.store(w, to, copy);
 }
 
 /** False if it takes a frame and there is none. */

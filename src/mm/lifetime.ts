@@ -15,12 +15,15 @@ import { lockSpin, unlockSpin } from "../sync/index.ts";
 import {
   MM_LOCK,
   SP_ID,
+  SP_SPARE_VMA,
   SP_STATE,
   SPACE_EXITED,
   SPACE_FREE,
   SPACE_LIVE,
   spaceWords,
   spUsersAt,
+  VMA_SPACE,
+  VMA_WORDS,
 } from "./layout.ts";
 import { destroyRadix } from "./radix.ts";
 import { type SpaceCore, takeTlbs, tlbWords } from "./spaceCore.ts";
@@ -31,12 +34,22 @@ export function useSpace(space: SpaceCore, operation: string): void {
   const { agent, mm } = space;
   agent.checkUsable(operation);
   if (agent.wanted) agent.safepoint();
+  if (space.active) {
+    // In a turn with a TLB of the space: the record stays until this agent has passed a safepoint.
+    joinSpace(space);
+    if (Atomics.load(agent.words, space.slot + SP_STATE) === SPACE_LIVE) return;
+    unuseSpace(space);
+    throw gone(operation);
+  }
   mm.protect(space.slot);
   const { live } = space;
   if (live) Atomics.add(agent.words, spUsersAt(space.slot, mm.maxAgents, agent.slot), 1);
   mm.unprotect();
-  if (!live) throw new MmError("ESRCH", operation, "the space is exiting or has exited");
+  if (!live) throw gone(operation);
 }
+
+const gone = (operation: string): MmError =>
+  new MmError("ESRCH", operation, "the space is exiting or has exited");
 
 /** Counts what an access has begun as an operation until unuseSpace(). Preconditions: in a turn with a TLB of the space. */
 export function joinSpace({ agent, mm, slot }: SpaceCore): void {
@@ -97,6 +110,11 @@ function destroySpace(space: SpaceCore): void {
   freeTrackers(space);
   if (mm.spaces.get(space.slot) === space) mm.spaces.delete(space.slot);
   destroyRadix(agent, mm.heap, space.pgd);
+  for (let vma = agent.words[space.slot + SP_SPARE_VMA]!; vma !== 0;) {
+    const next = agent.words[vma + VMA_SPACE]!;
+    mm.free(vma, VMA_WORDS);
+    vma = next;
+  }
   space.notifiers.disown();
   mm.free(space.slot, spaceWords(mm.maxAgents));
 }

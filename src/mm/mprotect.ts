@@ -7,7 +7,18 @@
 import { MmError } from "../errors.ts";
 import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
-import { VM_ACCOUNT, VM_LOCKED, VM_NORESERVE, VM_PROT, VM_SHARED, VM_WRITE, type Vma } from "./layout.ts";
+import { LockRank, tryLockWrite, unlockWrite } from "../sync/index.ts";
+import {
+  SP_MMAP_LOCK,
+  VM_ACCOUNT,
+  VM_LOCKED,
+  VM_NORESERVE,
+  VM_PROT,
+  VM_SHARED,
+  VM_WRITE,
+  type Vma,
+} from "./layout.ts";
+import { joinSpace } from "./lifetime.ts";
 import { fileAt } from "./pageCache.ts";
 import { populateMappingOp } from "./populate.ts";
 import { PTE_READ, PTE_WRITE } from "./pte.ts";
@@ -57,6 +68,52 @@ export function* mprotectOp(space: SpaceCore, address: number, length: number, p
     // What is locked and becomes writable is brought in, so that nothing of it has to be copied later: without the lock,
     // and at once, because what comes next may be refused.
     if (gains) yield* populateMappingOp(space, from, at);
+  }
+}
+
+/**
+ * As mprotectOp(), as far as that needs no wait, for a part of one vma in a space that this turn has used, whose record
+ * stays without being counted. Returns undefined if it is done, else what is left, which may have mmapLock and an open
+ * range: the caller runs it at once with runBlocking().
+ * Preconditions: the agent may block, and is not in a callback.
+ */
+export function mprotectNow(
+  space: SpaceCore,
+  address: number,
+  length: number,
+  prot: Prot,
+): Op<void> | undefined {
+  const { agent } = space;
+  const lock = space.slot + SP_MMAP_LOCK;
+  const { start, end } = extentOf(space, "mprotect", address, length, { beyond: "ENOMEM" });
+  if (start === end) return undefined;
+  const flags = protFlags(prot, "mprotect");
+  agent.checkUsable("mprotect");
+  if (agent.wanted) agent.safepoint();
+  // Debug mode knows which task has which lock.
+  if (agent.debug || !space.active || !tryLockWrite(agent, lock, LockRank.mmapLock))
+    return mprotectOp(space, address, length, prot);
+  let handedOver = false;
+  try {
+    const vma = space.stillLive ? findVma(space, start) : (0 as Vma);
+    if (vma === 0 || end > vmaEnd(space, vma) || (vmaFlags(space, vma) & VM_LOCKED) !== 0)
+      return mprotectOp(space, address, length, prot);
+    const rest = protectVmaLocked(space, vma, start, end, flags);
+    if (!rest) return undefined;
+    handedOver = true;
+    joinSpace(space);
+    return takeOverProtectOp(space, rest);
+  } finally {
+    if (!handedOver) unlockWrite(agent, lock, LockRank.mmapLock);
+  }
+}
+
+/** Goes on with what mprotectNow() has begun: its mmapLock, its use of the space. */
+function* takeOverProtectOp(space: SpaceCore, rest: Op<void>): Op<void> {
+  try {
+    yield* rest;
+  } finally {
+    endWriting(space);
   }
 }
 

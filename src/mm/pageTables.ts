@@ -43,6 +43,7 @@ import {
   INDEX_END,
   LEAF_ENTRIES,
   radixEnsure,
+  radixEnsurePointer,
   radixPointer,
   radixStretches,
   TABLE_SHARED,
@@ -115,7 +116,7 @@ export function inSharedTable(space: SpaceCore, vpn: number): boolean {
 function own(space: SpaceCore, at: number): boolean {
   const { agent, mm } = space;
   const w = agent.words;
-  const pointer = Atomics.load(w, at);
+  const pointer = w[at]!; // plain: fork marks it under mmapLock for writing, and below it is looked at again
   if ((pointer & TABLE_SHARED) === 0) return true;
   const table = pointer & ~TABLE_SHARED;
   const lock = lockOf(mm, table);
@@ -155,44 +156,75 @@ function copyTable(mm: Mm, from: number, to: number): void {
     const pte = w[to + k]!;
     if (!isBusy(pte)) continue;
     frames.addMapping(pfnOfPte(pte));
-    Atomics.store(w, to + k, settleBusy(pte) & ~NOT_SHARED);
+    Atomics.store(w, to + k, settleBusy(pte, false) & ~NOT_SHARED);
   }
 }
 
 /** Makes the tables of `[start, end)` (pages) this space's own, before their entries are changed. Errors: ENOMEM. Preconditions: mmapLock. */
 export function ownTables(space: SpaceCore, operation: string, start: number, end: number): void {
   const w = space.agent.words;
-  if (Atomics.load(w, space.slot + SP_SHARED) === 0) return;
+  if (w[space.slot + SP_SHARED] === 0) return; // plain: it goes up under mmapLock for writing
   radixStretches(w, space.pgd, start, end, (_entry, _vpn, _count, at) => {
     if (!own(space, at)) throw noTables(operation);
   });
 }
 
-/** Takes write permission from a space in one table. Returns true if it had it. Preconditions: mmapLock for writing; a table. */
-export function markShared(space: SpaceCore, at: number): boolean {
+/**
+ * Takes write permission from a space in the tables of `[first, end)` (pages). Adds to `marked` where the pointers are to
+ * those that had it. Preconditions: mmapLock for writing.
+ */
+export function markShared(space: SpaceCore, first: number, end: number, marked: number[]): void {
   const w = space.agent.words;
-  if ((Atomics.or(w, at, TABLE_SHARED) & TABLE_SHARED) !== 0) return false;
-  Atomics.add(w, space.slot + SP_SHARED, 1);
-  return true;
+  const before = marked.length;
+  radixStretches(w, space.pgd, first, end, (_entry, _vpn, _count, at) => {
+    if ((w[at]! & TABLE_SHARED) !== 0) return;
+    Atomics.or(w, at, TABLE_SHARED);
+    marked.push(at);
+  });
+  Atomics.add(w, space.slot + SP_SHARED, marked.length - before);
 }
 
-/** Undoes markShared(), which returned true. Preconditions: as there, under the same lock. */
+/** Undoes markShared() in one table, which no other space has got meanwhile. Preconditions: as there, under the same lock. */
 export function unmarkShared(space: SpaceCore, at: number): void {
   const w = space.agent.words;
   Atomics.and(w, at, ~TABLE_SHARED);
   Atomics.sub(w, space.slot + SP_SHARED, 1);
 }
 
-/** Lets a child have the table behind a marked pointer of its parent's, too. Preconditions: mmapLock of the parent for writing. */
-export function shareTable(space: SpaceCore, at: number, child: SpaceCore, childAt: number): void {
+/** Undoes markShared() where no other space has got the table, and it has not been undone yet. */
+export function unmarkUnshared(space: SpaceCore, marked: readonly number[]): void {
+  const w = space.agent.words;
+  for (const at of marked) {
+    const pointer = w[at]!;
+    if ((pointer & TABLE_SHARED) === 0) continue;
+    if (Atomics.load(w, spacesOf(space.mm, pointer & ~TABLE_SHARED)) <= 1) unmarkShared(space, at);
+  }
+}
+
+/**
+ * Lets a child have the tables of `[first, end)` (pages) behind marked pointers of its parent's, too. Errors: ENOMEM.
+ * Preconditions: mmapLock of the parent for writing; nobody uses the child yet.
+ */
+export function shareTables(space: SpaceCore, child: SpaceCore, first: number, end: number): void {
   const { agent, mm } = space;
   const w = agent.words;
-  const pointer = Atomics.load(w, at);
-  const note = spacesOf(mm, pointer & ~TABLE_SHARED);
-  // Only spaces that have the table change the number, and the parent has it: it cannot come to 0 meanwhile.
-  if (Atomics.compareExchange(w, note, 0, 2) !== 0) Atomics.add(w, note, 1);
-  Atomics.store(w, childAt, pointer);
-  Atomics.add(w, child.slot + SP_SHARED, 1);
+  let shared = 0;
+  try {
+    radixStretches(w, space.pgd, first, end, (_entry, vpn, _count, at) => {
+      const pointer = w[at]!;
+      if ((pointer & TABLE_SHARED) === 0) return; // copied: somebody has a view
+      const to = radixEnsurePointer(agent, mm.heap, child.pgd, vpn);
+      if (to === 0) throw noTables("fork");
+      const note = spacesOf(mm, pointer & ~TABLE_SHARED);
+      // Only spaces that have the table change the number, and the parent has it: it cannot come to 0 meanwhile.
+      if (w[note]! > 1) Atomics.add(w, note, 1);
+      else w[note] = 2;
+      w[to] = pointer;
+      shared++;
+    });
+  } finally {
+    Atomics.add(w, child.slot + SP_SHARED, shared);
+  }
 }
 
 /** Where in a space its pointers to shared tables are, and what they were. */
@@ -259,12 +291,13 @@ export function chill(space: SpaceCore, start: number, end: number): void {
   }
 }
 
-/** True if some of `[start, end)` (pages) has a table that Linux would have too. Preconditions: mmapLock. */
+/** True if some of `[start, end)` (pages) has a table that Linux would have too. Preconditions: mmapLock for writing. */
 export function hasTables(space: SpaceCore, start: number, end: number): boolean {
   const w = space.agent.words;
   for (let top = Math.floor(start / TOP_STRETCH); top * TOP_STRETCH < end; top++) {
-    const cold = (Atomics.load(w, space.slot + SP_COLD + (top >>> 5)) & (1 << (top & 31))) !== 0;
-    if (!cold && Atomics.load(w, space.pgd + top) !== 0) return true;
+    // Plain: faults change these under mmapLock.
+    const cold = (w[space.slot + SP_COLD + (top >>> 5)]! & (1 << (top & 31))) !== 0;
+    if (!cold && w[space.pgd + top] !== 0) return true;
   }
   return false;
 }

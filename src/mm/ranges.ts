@@ -42,13 +42,13 @@ import {
 import { unuseSpace, useSpace } from "./lifetime.ts";
 import { LAST_VPN, type SpaceCore } from "./spaceCore.ts";
 import {
+  carveVma,
   findVma,
   firstVma,
   freeVma,
   mergeVmas,
   nextVma,
   reserveVma,
-  splitVma,
   vmaEnd,
   vmaFlags,
   vmaStart,
@@ -57,17 +57,17 @@ import {
 /** "r", "rw" …, or PROT_READ 1 | PROT_WRITE 2 | PROT_EXEC 4. */
 export type Prot = "none" | "r" | "w" | "rw" | "rx" | "rwx" | number;
 
-const PROTS: Readonly<Record<string, number>> = {
-  none: 0,
-  r: VM_READ,
-  w: VM_WRITE,
-  rw: VM_READ | VM_WRITE,
-  rx: VM_READ | VM_EXEC,
-  rwx: VM_READ | VM_WRITE | VM_EXEC,
-};
+const PROTS: ReadonlyMap<string, number> = new Map([
+  ["none", 0],
+  ["r", VM_READ],
+  ["w", VM_WRITE],
+  ["rw", VM_READ | VM_WRITE],
+  ["rx", VM_READ | VM_EXEC],
+  ["rwx", VM_READ | VM_WRITE | VM_EXEC],
+]);
 
 export function protFlags(prot: Prot, operation: string): number {
-  const flags = typeof prot === "number" ? prot : PROTS[prot];
+  const flags = typeof prot === "number" ? prot : PROTS.get(prot);
   if (flags === undefined || !Number.isInteger(flags) || flags < 0 || (flags & ~VM_PROT) !== 0) {
     throw new MmError(
       "EINVAL",
@@ -98,7 +98,13 @@ export function extentOf(
   limit: { readonly beyond: MmErrorCode } | { readonly wraps: MmErrorCode },
 ): Extent {
   const { pageSize } = space.mm;
-  if (typeof address !== "number" || !Number.isInteger(address) || address < 0 || address % pageSize !== 0) {
+  // The low bits of any integer: `&` takes them modulo 2^32.
+  if (
+    typeof address !== "number" ||
+    !Number.isInteger(address) ||
+    address < 0 ||
+    (address & (pageSize - 1)) !== 0
+  ) {
     throw new MmError(
       "EINVAL",
       operation,
@@ -251,10 +257,13 @@ export function* readingOp<T>(space: SpaceCore, operation: string, body: () => O
 
 /** Reserves a record for each edge of `[start, end)` that cuts a vma: none is needed to unmap where the arena is full. */
 export function reserveCuts(space: SpaceCore, operation: string, start: number, end: number): Vma[] {
+  return reserve(space, operation, +isCut(space, start) + +isCut(space, end));
+}
+
+function reserve(space: SpaceCore, operation: string, count: number): Vma[] {
   const spares: Vma[] = [];
   try {
-    if (isCut(space, start)) spares.push(reserveVma(space, operation));
-    if (isCut(space, end)) spares.push(reserveVma(space, operation));
+    while (spares.length < count) spares.push(reserveVma(space, operation));
   } catch (error) {
     for (const spare of spares) freeVma(space, spare);
     throw error;
@@ -270,7 +279,7 @@ function isCut(space: SpaceCore, at: number): boolean {
 /** Splits the vma that has `at` inside it, with one of the reserved records. */
 export function cutAt(space: SpaceCore, at: number, spares: Vma[]): void {
   const vma = findVma(space, at);
-  if (vma !== 0 && vmaStart(space, vma) < at) splitVma(space, vma, at, spares.pop()!);
+  if (vma !== 0 && vmaStart(space, vma) < at) carveVma(space, vma, at, vmaEnd(space, vma), spares);
 }
 
 /** One vma's part of a range. */
@@ -318,8 +327,7 @@ export function reserveCutsOf(
   start: number,
   end: number,
 ): Vma[] {
-  const whole = vmaStart(space, vma) === start && vmaEnd(space, vma) === end;
-  return whole ? [] : reserveCuts(space, operation, start, end);
+  return reserve(space, operation, +(vmaStart(space, vma) < start) + +(end < vmaEnd(space, vma)));
 }
 
 /** As setFlagsLocked(), with records that reserveCutsOf() gave. Cannot fail. */
@@ -332,14 +340,12 @@ export function applyFlags(
   spares: Vma[],
 ): void {
   const { agent } = space;
-  let part = vma;
   beginWrite(agent, space.slot + SP_VMA_SEQ);
-  if (vmaStart(space, vma) < start) {
-    part = spares.pop()!;
-    splitVma(space, vma, start, part);
-  }
-  if (end < vmaEnd(space, part)) splitVma(space, part, end, spares.pop()!);
-  Atomics.store(agent.words, part + VMA_FLAGS, flags);
-  mergeVmas(space, start, end);
+  // What is cut from each other is not alike.
+  const first = vmaStart(space, vma) < start ? start + 1 : start;
+  const last = end < vmaEnd(space, vma) ? end - 1 : end;
+  const part = carveVma(space, vma, start, end, spares);
+  agent.words[part + VMA_FLAGS] = flags; // plain: read under mmapLock, or by the sequence count
+  if (first === start || last === end) mergeVmas(space, first, last);
   endWrite(agent, space.slot + SP_VMA_SEQ);
 }

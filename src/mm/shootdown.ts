@@ -6,7 +6,7 @@
  * Only agents whose TLB holds the range are asked, and only those in a turn and awake are waited for. A secondary TLB that
  * walks the page tables by itself (archInvalidateSecondaryTlbs) is flushed by its agent, which is always waited for.
  */
-import { invalidateSecondaryTlbs } from "../notifier/index.ts";
+import { anySecondaryTlb, invalidateSecondaryTlbs } from "../notifier/index.ts";
 import { AG_ACKQ, agentAt, type Op, ring, waitOp } from "../sched/index.ts";
 import { CT_FLUSHES, spTlbAt } from "./layout.ts";
 import { type SpaceCore, tlbHolds } from "./spaceCore.ts";
@@ -30,8 +30,17 @@ const PROBE_PAGES = 64;
  * page tables. Returns whom to wait for. Preconditions: the page-table entries have been changed.
  */
 export function markRange(space: SpaceCore, start: number, end: number): readonly PendingAck[] {
-  const { agent, mm } = space;
   const acks = markTlbs(space, start, end);
+  return anySecondaryTlb(space.notifiers.context) ? markSecondary(space, start, end, acks) : acks;
+}
+
+function markSecondary(
+  space: SpaceCore,
+  start: number,
+  end: number,
+  acks: readonly PendingAck[],
+): readonly PendingAck[] {
+  const { agent, mm } = space;
   let more: PendingAck[] | undefined;
   invalidateSecondaryTlbs(space.notifiers.context, start * mm.pageSize, end * mm.pageSize, (slot) => {
     if (more?.some((ack) => ack.slot === slot)) return;

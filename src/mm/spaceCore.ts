@@ -95,6 +95,15 @@ export class SpaceCore {
     );
   }
 
+  /**
+   * As `live`, with plain loads. For who has mmapLock, or a TLB that is to go: what exit() does there it does after it
+   * has said that the space exits. Elsewhere the answer may be old, as that of `live` is when it is used.
+   */
+  get stillLive(): boolean {
+    const w = this.agent.words;
+    return w[this.slot + SP_STATE] === SPACE_LIVE && w[this.slot + SP_ID] === this.id;
+  }
+
   // ---- the agent's own TLB -------------------------------------------------------------------------------------------
 
   /** Lets accessors hit, until the turn ends. Preconditions: in a turn. Errors: ESRCH. */
@@ -189,7 +198,7 @@ export class SpaceCore {
   flushOwn(start: number, end: number): void {
     const table = this.#table;
     if (!table) return;
-    if (!this.live) {
+    if (!this.stillLive) {
       this.detachTlb();
       return;
     }

@@ -35,7 +35,8 @@ const runAt = (block: number, k: number): number => block + BLOCK_ENTRIES + k * 
  * later needs translations for writing, or is a pin.
  */
 export function anyHeldRuns(mm: Mm): boolean {
-  for (let slot = 0; slot < mm.maxAgents; slot++)
+  const top = mm.agent.top();
+  for (let slot = 0; slot < top; slot++)
     if (Atomics.load(mm.agent.words, mm.header + MM_HELD_RUNS + slot) !== 0) return true;
   return false;
 }

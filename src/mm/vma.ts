@@ -37,10 +37,12 @@ import {
 } from "./anonTree.ts";
 import {
   type AnonVma,
+  AV_USES,
   type File,
   FL_LOCK,
   FL_USERS,
   FL_VMAS,
+  SP_SPARE_VMA,
   SP_VMA_SEQ,
   SP_VMAS,
   VM_FORK_CHILD,
@@ -64,9 +66,8 @@ export const vmaEnd = (space: SpaceCore, vma: Vma): number => itLast(space.agent
 export const vmaFlags = (space: SpaceCore, vma: Vma): number => space.agent.words[vma + VMA_FLAGS]!;
 export const vmaFile = (space: SpaceCore, vma: Vma): File => space.agent.words[vma + VMA_FILE] as File;
 
-/** See anonVma.ts; 0 = none. */
-export const vmaAnon = (space: SpaceCore, vma: Vma): AnonVma =>
-  Atomics.load(space.agent.words, vma + VMA_ANON) as AnonVma;
+/** See anonVma.ts; 0 = none. Plain: who asks has mmapLock for writing, or the lock under which faults set it. */
+export const vmaAnon = (space: SpaceCore, vma: Vma): AnonVma => space.agent.words[vma + VMA_ANON]! as AnonVma;
 
 /** Page of the file, or of the anonymous memory, that stands at a virtual page of the vma. */
 export function fileIndexOf(space: SpaceCore, vma: Vma, vpn: number): number {
@@ -107,10 +108,11 @@ function unlockTrees(space: SpaceCore, file: File, anon: AnonVma): void {
   if (file !== 0) unlockSpin(space.agent, file + FL_LOCK);
 }
 
-/** Preconditions: the locks of both trees. */
-function linkLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma): void {
+/** Puts a vma into all its trees. Preconditions: the locks of those by page. */
+function enterLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma): void {
   const { agent, mm } = space;
-  const pgoff = Atomics.load(agent.words, vma + VMA_PGOFF);
+  itInsert(agent, space.slot + SP_VMAS, vma);
+  const pgoff = agent.words[vma + VMA_PGOFF]!;
   const bytes = vmaEnd(space, vma) - vmaStart(space, vma);
   if (anon !== 0) linkAnonLocked(mm, vma, anon, pgoff, bytes / mm.pageSize);
   if (file === 0) return;
@@ -155,18 +157,37 @@ export const kindOf = (space: SpaceCore, vma: Vma, vpn: number): VmaKind => ({
   anon: vmaAnon(space, vma),
 });
 
-/** A blank record, reserved before anything is changed. Errors: ENOMEM. */
-export const reserveVma = (space: SpaceCore, operation: string): Vma =>
-  space.mm.alloc(VMA_WORDS, operation) as Vma;
-export const freeVma = (space: SpaceCore, vma: Vma): void => space.mm.free(vma, VMA_WORDS);
+/** A record in no tree, reserved before anything is changed. Errors: ENOMEM. */
+export function reserveVma(space: SpaceCore, operation: string): Vma {
+  const w = space.agent.words;
+  const spare = w[space.slot + SP_SPARE_VMA]!;
+  if (spare === 0) return space.mm.alloc(VMA_WORDS, operation) as Vma;
+  w[space.slot + SP_SPARE_VMA] = w[spare + VMA_SPACE]!;
+  return spare as Vma;
+}
+
+/**
+ * The space keeps two records at hand, which is what an operation inside a vma needs; in debug mode none, so that who
+ * uses one that is gone is noticed.
+ */
+export function freeVma(space: SpaceCore, vma: Vma): void {
+  const { agent, mm } = space;
+  const w = agent.words;
+  const spare = w[space.slot + SP_SPARE_VMA]!;
+  if (agent.debug || (spare !== 0 && w[spare + VMA_SPACE] !== 0)) {
+    mm.free(vma, VMA_WORDS);
+    return;
+  }
+  w[vma + VMA_SPACE] = spare;
+  w[space.slot + SP_SPARE_VMA] = vma;
+}
 
 /** Enters a reserved record. Preconditions: nothing is mapped there. */
 export function insertVma(space: SpaceCore, vma: Vma, start: number, end: number, kind: VmaKind): void {
   setVma(space, vma, start, end, kind);
-  itInsert(space.agent, space.slot + SP_VMAS, vma);
   const { file, anon } = kind;
   lockTrees(space, file, anon);
-  linkLocked(space, vma, file, anon);
+  enterLocked(space, vma, file, anon);
   unlockTrees(space, file, anon);
 }
 
@@ -190,19 +211,24 @@ function resizeLocked(space: SpaceCore, vma: Vma, file: File, anon: AnonVma, end
   itResize(agent, file + FL_VMAS, node, itStart(agent, node) + (end - start) - 1);
 }
 
-/** Cuts a vma at `at`; `upper` is a reserved record. */
-export function splitVma(space: SpaceCore, vma: Vma, at: number, upper: Vma): void {
-  const { agent } = space;
+/** Makes `[start, end)`, which is in a vma, a vma of its own, with a reserved record for each cut. Returns the vma of it. */
+export function carveVma(space: SpaceCore, vma: Vma, start: number, end: number, spares: Vma[]): Vma {
+  const { pageSize } = space.mm;
   const file = vmaFile(space, vma);
   const anon = vmaAnon(space, vma);
-  const end = vmaEnd(space, vma);
-  setVma(space, upper, at, end, kindOf(space, vma, at / space.mm.pageSize));
-  // One hold of the locks: nobody may see the upper half in neither record.
+  const vmaLast = vmaEnd(space, vma);
+  const part = vmaStart(space, vma) < start ? spares.pop()! : vma;
+  const upper = end < vmaLast ? spares.pop()! : (0 as Vma);
+  if (part === vma && upper === 0) return vma;
+  if (part !== vma) setVma(space, part, start, end, kindOf(space, vma, start / pageSize));
+  if (upper !== 0) setVma(space, upper, end, vmaLast, kindOf(space, vma, end / pageSize));
+  // One hold of the locks: nobody may see a part in no record.
   lockTrees(space, file, anon);
-  resizeLocked(space, vma, file, anon, at);
-  itInsert(agent, space.slot + SP_VMAS, upper);
-  linkLocked(space, upper, file, anon);
+  resizeLocked(space, vma, file, anon, part !== vma ? start : end);
+  if (part !== vma) enterLocked(space, part, file, anon);
+  if (upper !== 0) enterLocked(space, upper, file, anon);
   unlockTrees(space, file, anon);
+  return part;
 }
 
 /** Takes a vma out of all trees and frees it. Returns its file, whose use the caller gives back. */
@@ -230,11 +256,13 @@ export function forgetAnon(space: SpaceCore, vma: Vma): void {
 }
 
 /**
- * True if two vmas that touch may become one. Linux: can_vma_merge_after(), is_mergeable_anon_vma(). What a fork gave
- * one of them keeps it apart from those that have no pages: its chain of anon_vmas is longer than theirs would be.
+ * True if a vma, which with those that it is to be joined with goes to `end` and has `anon`, may also be joined with the
+ * next one. Linux: can_vma_merge_after(), is_mergeable_anon_vma(). What a fork gave one of them keeps it apart from
+ * those that have no pages: its chain of anon_vmas is longer than theirs would be.
  */
-function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
+function alike(space: SpaceCore, vma: Vma, end: number, anon: AnonVma, next: Vma): boolean {
   const { mm } = space;
+  if (end !== vmaStart(space, next)) return false;
   const flags = vmaFlags(space, vma);
   const nextFlags = vmaFlags(space, next);
   if (
@@ -242,49 +270,64 @@ function alike(space: SpaceCore, vma: Vma, next: Vma): boolean {
     vmaFile(space, vma) !== vmaFile(space, next)
   )
     return false;
-  const continues =
-    fileIndexOf(space, vma, vmaEnd(space, vma) / mm.pageSize) === space.agent.words[next + VMA_PGOFF]!;
-  if (!continues) return false;
-  const anon = vmaAnon(space, vma);
+  if (fileIndexOf(space, vma, end / mm.pageSize) !== space.agent.words[next + VMA_PGOFF]!) return false;
   const nextAnon = vmaAnon(space, next);
   if (anon === nextAnon) return true;
   return (anon === 0 || nextAnon === 0) && ((flags | nextFlags) & VM_FORK_CHILD) === 0;
 }
 
-/** Joins a vma with its successor if they are alike and touch. True if they were. */
-function mergeWithNext(space: SpaceCore, vma: Vma): boolean {
+/** Joins a vma with its successors that are alike and touch, as long as it goes no further than `limit`. */
+function mergeWithNexts(space: SpaceCore, vma: Vma, limit: number): void {
   const { agent } = space;
-  const next = itSuccessor(agent, vma) as Vma;
-  if (next === 0 || vmaEnd(space, vma) !== vmaStart(space, next) || !alike(space, vma, next)) return false;
   const w = agent.words;
   const file = vmaFile(space, vma);
-  const end = vmaEnd(space, next);
   const own = vmaAnon(space, vma);
-  const lost = vmaAnon(space, next);
-  const anon = own === 0 ? lost : own;
-  itRemove(agent, space.slot + SP_VMAS, next);
-  // One hold of the locks: nobody may see the pages of the upper one in neither record.
-  lockTrees(space, file, anon);
-  unlinkLocked(space, next, file, lost);
-  resizeLocked(space, vma, file, own, end);
-  if (own === 0 && lost !== 0) {
-    const pages = (end - vmaStart(space, vma)) / space.mm.pageSize;
-    linkAnonLocked(space.mm, vma, lost, Atomics.load(w, vma + VMA_PGOFF), pages);
+  let end = vmaEnd(space, vma);
+  let anon = own;
+  let count = 0;
+  for (let next = itSuccessor(agent, vma) as Vma; next !== 0 && end <= limit; count++) {
+    if (!alike(space, vma, end, anon, next)) break;
+    end = vmaEnd(space, next);
+    if (anon === 0) anon = vmaAnon(space, next);
+    next = itSuccessor(agent, next) as Vma;
   }
-  if (file !== 0) Atomics.sub(w, file + FL_USERS, 1);
-  Atomics.store(w, vma + VMA_ANON, anon);
+  if (count === 0) return;
+  // One hold of the locks: nobody may see the pages of the upper ones in neither record.
+  lockTrees(space, file, anon);
+  let uses = 0; // of the anon_vma
+  let flags = 0;
+  for (let k = 0; k < count; k++) {
+    const next = itSuccessor(agent, vma) as Vma;
+    const lost = vmaAnon(space, next);
+    if (lost !== 0) uses++;
+    flags |= vmaFlags(space, next) & VM_MAYBE_GUARD;
+    itRemove(agent, space.slot + SP_VMAS, next);
+    unlinkLocked(space, next, file, lost);
+    freeVma(space, next);
+  }
+  resizeLocked(space, vma, file, own, end);
+  if (own === 0 && anon !== 0) {
+    linkAnonLocked(
+      space.mm,
+      vma,
+      anon,
+      w[vma + VMA_PGOFF]!,
+      (end - vmaStart(space, vma)) / space.mm.pageSize,
+    );
+    w[vma + VMA_ANON] = anon;
+  }
+  if (file !== 0) Atomics.sub(w, file + FL_USERS, count);
+  w[vma + VMA_FLAGS] = vmaFlags(space, vma) | flags;
   unlockTrees(space, file, anon);
-  dropAnon(space.mm, lost);
-  Atomics.or(w, vma + VMA_FLAGS, vmaFlags(space, next) & VM_MAYBE_GUARD);
-  freeVma(space, next);
-  return true;
+  if (uses > 0) Atomics.sub(w, anon + AV_USES, uses); // not the last one: the vma has it
 }
 
 /** Joins neighbours that are alike and touch in `[start, end]`: what has been apart elsewhere stays so, as in Linux. */
 export function mergeVmas(space: SpaceCore, start: number, end: number): void {
   let vma = firstVma(space, Math.max(0, start - 1), end);
   while (vma !== 0 && vmaEnd(space, vma) <= end) {
-    if (!mergeWithNext(space, vma)) vma = itSuccessor(space.agent, vma) as Vma;
+    mergeWithNexts(space, vma, end);
+    vma = itSuccessor(space.agent, vma) as Vma;
   }
 }
 

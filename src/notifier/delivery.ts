@@ -133,7 +133,8 @@ export function openRange(c: DeliveryContext, range: OpenRange, proceed: boolean
     if (!range.blockable) range.started = new Error();
   }
   if (beginRange(c, range.start, range.end)) return undefined;
-  const walk = newWalk(c, range, firstInterval(c, range.start, range.end), currentSeq(c), 0);
+  const first = firstInterval(c, range.start, range.end);
+  const walk = newWalk(c, range, first, first === 0 ? 0 : currentSeq(c), 0);
   let done: boolean;
   try {
     done = advance(walk);
@@ -211,7 +212,7 @@ function conclude(walk: Walk, proceed: boolean): void {
 export function endOpenRange(c: DeliveryContext, range: OpenRange): void {
   if (c.agent.debug) lockdepMap(c.agent, "invalidateRangeEnd");
   // The list does not grow while a range is open.
-  if (Atomics.load(c.agent.words, c.subs + SUBS_LIST) !== 0 || range.reserved) endWithList(c, range);
+  if (c.agent.words[c.subs + SUBS_LIST] !== 0 || range.reserved) endWithList(c, range);
   else endRange(c);
 }
 
@@ -374,6 +375,22 @@ export function handleMessages(agent: Agent, local: LocalSubscribers): void {
 
 // ---- list notifiers -------------------------------------------------------------------------------------------------------
 
+/**
+ * Enters a read section over the list, unless all of it is this agent's own: nobody else frees these, and this agent
+ * does so at a safepoint, after the plain loop that walks them. Preconditions: an open range, so that the list does not grow.
+ */
+function enterSection(c: DeliveryContext): number {
+  const { agent, subs, local } = c;
+  const w = agent.words;
+  let ln = w[subs + SUBS_LIST]! as ListNotifier;
+  while (ln !== 0 && local.list.has(ln)) ln = w[ln + LN_NEXT]! as ListNotifier;
+  return ln === 0 ? NO_SECTION : srcuReadLock(agent, subs + SUBS_SRCU);
+}
+
+function exitSection(c: DeliveryContext, section: number): void {
+  if (section !== NO_SECTION) srcuReadUnlock(c.agent, c.subs + SUBS_SRCU, section);
+}
+
 /** Calls a start. False: its answer is still to come, see `pending`. */
 function tellListed(walk: Walk, notifier: MmuNotifier): boolean {
   const { c, range, outcome } = walk;
@@ -458,22 +475,24 @@ function advanceList(walk: Walk): boolean {
   const { c, range } = walk;
   const { agent } = c;
   const w = agent.words;
-  walk.listed = true;
-  if (walk.section === NO_SECTION) {
+  if (!walk.listed) {
+    walk.listed = true;
+    walk.section = enterSection(c);
     walk.ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
-    if (walk.ln === 0) return true;
-    walk.section = srcuReadLock(agent, c.subs + SUBS_SRCU);
-    walk.ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
-  } else walk.ln = Atomics.load(w, walk.ln + LN_NEXT) as ListNotifier;
-  for (; walk.ln !== 0; walk.ln = Atomics.load(w, walk.ln + LN_NEXT) as ListNotifier) {
+  } else walk.ln = w[walk.ln + LN_NEXT]! as ListNotifier;
+  for (; walk.ln !== 0; walk.ln = w[walk.ln + LN_NEXT]! as ListNotifier) {
     const { ln } = walk;
-    // Plain: these two are constant while it is registered.
+    // Plain: these two are constant while it is registered, and what led here says that they are written.
     const implemented = w[ln + LN_OPS]!;
     if ((implemented & (LN_OP_START | LN_OP_END)) === 0) continue;
     const owner = w[ln + LN_OWNER]!;
     if (owner === agent.ownerId) {
       const notifier = (implemented & LN_OP_START) !== 0 ? c.local.list.get(ln) : undefined;
-      if (notifier && !tellListed(walk, notifier)) return false;
+      if (notifier && !tellListed(walk, notifier)) {
+        // The walk waits: from here on the read section is what keeps the list.
+        if (walk.section === NO_SECTION) walk.section = srcuReadLock(agent, c.subs + SUBS_SRCU);
+        return false;
+      }
     } else if (!ownerGone(w, owner)) {
       if (range.blockable) {
         walk.pending = askStartOp(c, range, ln, owner, implemented, walk.outcome);
@@ -487,10 +506,8 @@ function advanceList(walk: Walk): boolean {
 }
 
 function leaveSection(walk: Walk): void {
-  const { c, section } = walk;
-  if (section === NO_SECTION) return;
+  exitSection(walk.c, walk.section);
   walk.section = NO_SECTION;
-  srcuReadUnlock(c.agent, c.subs + SUBS_SRCU, section);
 }
 
 function* askStartOp(
@@ -524,16 +541,16 @@ function* askStartOp(
 function endWithList(c: DeliveryContext, range: OpenRange, last = 0 as ListNotifier): void {
   const { agent } = c;
   const w = agent.words;
-  const section = srcuReadLock(agent, c.subs + SUBS_SRCU);
+  const section = enterSection(c);
   // Where the list begins is looked up while the range is open: its end publishes those that have had no start of it.
   let ln = Atomics.load(w, c.subs + SUBS_LIST) as ListNotifier;
   endRange(c);
-  for (let told = true; told && ln !== 0; ln = Atomics.load(w, ln + LN_NEXT) as ListNotifier) {
+  for (let told = true; told && ln !== 0; ln = w[ln + LN_NEXT]! as ListNotifier) {
     told = ln !== last;
     const notifier = (w[ln + LN_OPS]! & LN_OP_END) === 0 ? undefined : c.local.list.get(ln);
     if (notifier) callEnd(c, notifier, range);
   }
-  srcuReadUnlock(agent, c.subs + SUBS_SRCU, section);
+  exitSection(c, section);
   if (!range.reserved) return;
   for (const { owner, message } of range.reserved) agent.sendTo(owner, message, true);
   range.reserved = undefined;

@@ -29,7 +29,7 @@ export {
 export { type DeliveryContext, makeRange, type OpenRange } from "./context.ts";
 export { endOpenRange, openRange } from "./delivery.ts";
 export type { Subs } from "./layout.ts";
-export { invalidateOwnSecondaryTlbs, invalidateSecondaryTlbs } from "./secondaryTlbs.ts";
+export { anySecondaryTlb, invalidateOwnSecondaryTlbs, invalidateSecondaryTlbs } from "./secondaryTlbs.ts";
 export {
   beginRange,
   checkSubscriptions,

@@ -42,11 +42,15 @@ export function callSecondaryTlbs(
   }
 }
 
+/** True where somebody has registered one. */
+export const anySecondaryTlb = (c: DeliveryContext): boolean =>
+  Atomics.load(c.agent.words, c.subs + SUBS_SECONDARY_TLBS) !== 0;
+
 /** Calls `visit` for each notifier of a secondary TLB, inside a grace period. */
 function eachSecondaryTlb(c: DeliveryContext, visit: (ln: ListNotifier, owner: number) => void): void {
   const { agent, subs } = c;
   const w = agent.words;
-  if (Atomics.load(w, subs + SUBS_SECONDARY_TLBS) === 0) return;
+  if (!anySecondaryTlb(c)) return;
   const section = srcuReadLock(agent, subs + SUBS_SRCU);
   for (let ln = Atomics.load(w, subs + SUBS_LIST); ln !== 0; ln = Atomics.load(w, ln + LN_NEXT)) {
     if ((Atomics.load(w, ln + LN_OPS) & LN_OP_SECONDARY_TLBS) === 0) continue;

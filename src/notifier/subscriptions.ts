@@ -193,7 +193,9 @@ export const isReleased = (c: SubsContext): boolean =>
 export const isGone = (c: SubsContext): boolean => Atomics.load(c.agent.words, c.subs + SUBS_ID) !== c.id;
 
 export function hasSubscriptions(c: SubsContext): boolean {
-  return Atomics.load(c.agent.words, c.subs + SUBS_ANY) !== 0;
+  const w = c.agent.words;
+  // Plain first: it never goes back to 0.
+  return w[c.subs + SUBS_ANY] !== 0 || Atomics.load(w, c.subs + SUBS_ANY) !== 0;
 }
 
 /** Counts a range as open. True if it concerns nobody; else the tree stays frozen until endRange(). Never waits. */
@@ -201,19 +203,20 @@ export function beginRange(c: SubsContext, start: number, end: number): boolean 
   const { agent, subs } = c;
   const w = agent.words;
   Atomics.add(w, subsOpenAt(subs, c.maxAgents, agent.slot), 1);
-  if (Atomics.load(w, subs + SUBS_ANY) === 0) return true;
+  if (!hasSubscriptions(c)) return true;
   lockSpin(agent, subs + SUBS_LOCK);
   const hit = itFirst(agent, subs + SUBS_TREE, start, end - 1);
   if (hit !== 0) Atomics.or(w, subs + SUBS_SEQ, 1);
-  const listed = Atomics.load(w, subs + SUBS_LIST);
+  const listed = w[subs + SUBS_LIST]; // plain: it is stored under the lock
   unlockSpin(agent, subs + SUBS_LOCK);
   return hit === 0 && listed === 0;
 }
 
 /** First interval of an open range, and the sequence to tell its owner. Preconditions: beginRange() said false. */
 export function firstInterval(c: SubsContext, start: number, end: number): Interval {
-  // No lock: if there is one the tree is frozen, because this range is open and made the sequence odd.
-  if ((Atomics.load(c.agent.words, c.subs + SUBS_SEQ) & 1) === 0) return 0 as Interval;
+  // No lock: if there is one the tree is frozen, because this range is open and made the sequence odd, which a plain
+  // load sees: this agent has stored it, or seen it stored.
+  if ((c.agent.words[c.subs + SUBS_SEQ]! & 1) === 0) return 0 as Interval;
   return itFirst(c.agent, c.subs + SUBS_TREE, start, end - 1) as Interval;
 }
 
@@ -245,7 +248,7 @@ export function endRange(c: SubsContext): void {
   const { agent, subs } = c;
   const w = agent.words;
   Atomics.sub(w, subsOpenAt(subs, c.maxAgents, agent.slot), 1);
-  if (Atomics.load(w, subs + SUBS_ANY) === 0) return;
+  if (!hasSubscriptions(c)) return;
   if ((Atomics.load(w, subs + SUBS_SEQ) & 1) === 1 || Atomics.load(w, subs + SUBS_PENDING) !== 0)
     closeEpoch(c);
 }

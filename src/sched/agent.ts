@@ -579,7 +579,7 @@ export class Agent implements LockOwner {
 
   /** Throws EOWNERDEAD once an agent has died with a lock held: what that lock protected may be half changed. */
   checkUsable(operation: string): void {
-    const dead = this.poisonedBy;
+    const dead = this.words[HDR_POISON]!; // plain: whoever needs that lock does not get it anyway
     if (dead !== 0) {
       throw new MmError(
         "EOWNERDEAD",

@@ -15,7 +15,8 @@ const countAt = (domain: number, slot: number, index: number): number =>
 
 /** Enters a read section; give the result to srcuReadUnlock(). */
 export function srcuReadLock(agent: Agent, domain: number): number {
-  const index = Atomics.load(agent.words, domain + SRCU_INDEX) & 1;
+  // Plain: a reader may count under either; who synchronizes waits for both.
+  const index = agent.words[domain + SRCU_INDEX]! & 1;
   Atomics.add(agent.words, countAt(domain, agent.slot, index), 1);
   return index;
 }

@@ -388,6 +388,9 @@ export const DELIVERIES: readonly Scenario[] = [
     let told = 0;
     const notifier = new MmuNotifier({ invalidateRangeStart: () => void told++ });
     yield* rig.mine.operations.register(notifier);
+    // There is a section only where the list is not all the walker's own.
+    const theirs = new MmuNotifier({ release() {} });
+    yield* rig.theirs.operations.register(theirs);
     // The walk looks at its own slot to count its range, and again to begin the section.
     let looks = 0;
     const slot = (): number => {
@@ -401,6 +404,7 @@ export const DELIVERIES: readonly Scenario[] = [
     expect("told", told, 0);
     endOpenRange(context, range);
     yield* rig.mine.operations.unregister(notifier);
+    yield* rig.theirs.operations.unregister(theirs);
     yield* closed("afterwards", rig);
   }),
   check("a list notifier of another thread hears starts and ends", function* (rig) {

@@ -1,5 +1,15 @@
 import { describe, expect, test } from "vitest";
-import { anonymous, arrayBacking, makeRig, PAGE, pattern, thrown, type Rig } from "../../lib/mm.ts";
+import {
+  anonymous,
+  arrayBacking,
+  makeRig,
+  PAGE,
+  pattern,
+  sharedBacking,
+  thrown,
+  type Rig,
+  verify,
+} from "../../lib/mm.ts";
 
 const at = (page: number): number => page * PAGE;
 const BASE = 0x100000;
@@ -351,6 +361,38 @@ describe("mprotect", () => {
       expect(thrown(() => space.sync.mprotect(a, PAGE, prot))?.code).toBe("EINVAL");
     }
   });
+});
+
+test.each([
+  ["freed at once", true],
+  ["kept for the next cut", false],
+])("records of mappings that are joined are %s, and gone with the space", async (_how, debug) => {
+  const rig = await makeRig(64, { debug });
+  const { memory, raw } = rig;
+  const file = memory.sync.openFile(sharedBacking(pattern(at(8))), { writable: true });
+  raw.sync.mmap(fixed(0, 8));
+  raw.setUint8(BASE + at(2), 1);
+  const before = memory.stats().arenaBytes;
+  const child = raw.sync.fork();
+  child.sync.mmap(fixed(8, 8, { share: "shared", file }));
+  for (let round = 0; round < 3; round++) {
+    // What was of anonymous memory is next of a file, and the other way round.
+    for (const page of [2, 10, 4]) child.sync.mprotect(BASE + at(page), PAGE, "r");
+    expect(
+      child
+        .vmas()
+        .map(({ start, prot }) => `${(start - BASE) / PAGE} ${prot}`)
+        .join(),
+    ).toBe("0 rw-,2 r--,3 rw-,4 r--,5 rw-,8 rw-,10 r--,11 rw-");
+    verify(memory);
+    for (const page of [10, 2, 4]) child.sync.mprotect(BASE + at(page), PAGE, "rw");
+    expect(child.vmas().length).toBe(2);
+    verify(memory);
+  }
+  child.sync.exit();
+  memory.poll();
+  expect(memory.stats().arenaBytes).toBe(before);
+  verify(memory);
 });
 
 describe("madvise dontneed", () => {
