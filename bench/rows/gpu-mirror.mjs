@@ -114,7 +114,7 @@ export default {
           }),
       };
       // Small ones run in the interpreter at first.
-      const warmUps = pages.length < PAGES / 50 ? 25 : 3;
+      const warmUps = pages.length < PAGES / 50 ? 60 : 3;
       const samples = await interleave(variants, { repetitions, warmUps });
       const line = (alternative, of, target) =>
         lineOf({

@@ -98,7 +98,7 @@ import { allocFrameOp } from "./reclaim.ts";
 import { noteFileWrite } from "./rmap.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
-import { forgetAway, isAway, noteWrite } from "./trackers.ts";
+import { forgetAway, isAway, noteWrite, timesSent } from "./trackers.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
 
@@ -470,15 +470,25 @@ function* fetchAwayOp(space: SpaceCore, vpn: number, address: number): Op<void> 
   const c = space.notifiers.context;
   const blockable = agent.current?.mode !== "try";
   const [start, end] = [vpn * mm.pageSize, (vpn + 1) * mm.pageSize];
+  const before = protecting(space, () => timesSent(space, vpn));
   const range = makeRange(c.space, start, end, MmuNotifierEvent.ProtectionPage, blockable);
   const rest = openRange(c, range, false);
   if (rest) yield* rest;
   mm.count(CT_EVENTS + MmuNotifierEvent.ProtectionPage);
   endOpenRange(c, range);
-  mm.protect(space.slot);
-  const still = isAway(space, vpn);
-  mm.unprotect();
-  if (still) throw new BusError("access", address, "its newest bytes were in a device whose agent has ended");
+  // It may have been sent away again: the access tries once more.
+  if (protecting(space, () => isAway(space, vpn) && timesSent(space, vpn) === before))
+    throw new BusError("access", address, "its newest bytes were in a device whose agent has ended");
+}
+
+/** Keeps what hangs on a space's record while `look` does. */
+function protecting<T>({ mm, slot }: SpaceCore, look: () => T): T {
+  mm.protect(slot);
+  try {
+    return look();
+  } finally {
+    mm.unprotect();
+  }
 }
 
 /** Preconditions: mmapLock; without it the answer may be old. */

@@ -13,7 +13,8 @@ export const TR_NEXT = 0; //    M
 export const TR_FIRST = 1; //   C  first page
 export const TR_PAGES = 2; //   C
 export const TR_CHANGES = 3; // A  how often a `written` bit was set; wraps
-export const TR_BITS = 4; //    A  `written`, then `away`: a bit a page, in whole words each
+export const TR_SENT = 4; //    A (stored under M)  how often an `away` bit was set; wraps
+export const TR_BITS = 5; //    A  `written`, then `away`: a bit a page, in whole words each
 
 export const bitWords = (pages: number): number => Math.ceil(pages / 32);
 export const trackerWords = (pages: number): number => TR_BITS + 2 * bitWords(pages);
@@ -46,6 +47,17 @@ export function isAway(space: SpaceCore, vpn: number): boolean {
     if ((Atomics.load(w, awayAt(at, pages) + (page >>> 5)) & (1 << (page & 31))) !== 0) return true;
   }
   return false;
+}
+
+/** Moves on whenever a tracker that covers a page sends one away. Preconditions: as noteWrite(). */
+export function timesSent(space: SpaceCore, vpn: number): number {
+  const w = space.agent.words;
+  let times = 0;
+  for (let at = Atomics.load(w, space.slot + SP_TRACKERS); at !== 0; at = Atomics.load(w, at + TR_NEXT)) {
+    const page = vpn - Atomics.load(w, at + TR_FIRST);
+    if (page >= 0 && page < Atomics.load(w, at + TR_PAGES)) times += Atomics.load(w, at + TR_SENT);
+  }
+  return times;
 }
 
 /** Clears the `away` bits of a page. Preconditions: mmapLock; it is not mapped. */

@@ -11,7 +11,7 @@
  *
  * Tracker: a record in the space's list, with two bits a page.
  *
- *   W1  A page whose `written` bit is 0 is mapped by a valid entry, and nothing can be written to it without a fault: no
+ *   W1  A page whose `written` bit is 0 was readable when the bit was cleared, and nothing can be written to it without a fault: no
  *       entry for it is writable, in any space, no TLB says so, and no view or pin for writing holds it.
  *   W2  `written` bits are cleared under mmapLock for writing, those of a page of a file under its folio lock too. They are set before
  *       the store becomes possible, under mmapLock for reading or the folio lock.
@@ -58,6 +58,7 @@ import {
   TR_FIRST,
   TR_NEXT,
   TR_PAGES,
+  TR_SENT,
   TR_CHANGES,
   trackerWords,
 } from "./trackers.ts";
@@ -152,16 +153,18 @@ export class WriteTracker {
 
   /**
    * Takes write permission from pages (ascending), and counts them as not written from one moment on: a store before it
-   * is in the bytes, a store after it sets the bit again. Pages stay written that no valid entry maps, or that somebody
+   * is in the bytes, a store after it sets the bit again. Pages stay written that cannot be read as they are, or that somebody
    * may go on to write to: their lock is taken, or a view or a pin holds them. Raises one
    * PROTECTION_PAGE from the first to the last that was writable, as PAGEMAP_SCAN does. May wait. Errors: ECALLBACK, ESRCH.
    */
   take(pages: readonly number[]): Promise<void> {
+    return runAsync(this.#space.agent, this.takeOp(pages));
+  }
+
+  /** @internal */
+  takeOp(pages: readonly number[]): Op<void> {
     const space = this.#space;
-    return runAsync(
-      space.agent,
-      writingOp(space, "trackWrites", () => this.#takeLockedOp(space.mm, space, pages)),
-    );
+    return writingOp(space, "trackWrites", () => this.#takeLockedOp(space.mm, space, pages));
   }
 
   *#takeLockedOp(mm: Mm, space: SpaceCore, pages: readonly number[]): Op<void> {
@@ -171,7 +174,8 @@ export class WriteTracker {
     for (const page of pages) {
       const vpn = this.#first + page;
       const pte = loadPte(space, vpn);
-      if (!isValid(pte)) continue;
+      // Not readable: it cannot be copied, or is away.
+      if (!isValid(pte) || (pte & PTE_READ) === 0) continue;
       const pfn = pfnOfPte(pte);
       if (mapsFilePage(mm, pte)) {
         const vma = findVma(space, vpn * mm.pageSize);
@@ -249,11 +253,13 @@ export class WriteTracker {
    * `owner`. May wait. Errors: ECALLBACK, ESRCH.
    */
   sendAway(pages: readonly number[], sent: (page: number, pfn: number) => void): Promise<void> {
+    return runAsync(this.#space.agent, this.sendAwayOp(pages, sent));
+  }
+
+  /** @internal */
+  sendAwayOp(pages: readonly number[], sent: (page: number, pfn: number) => void): Op<void> {
     const space = this.#space;
-    return runAsync(
-      space.agent,
-      writingOp(space, "trackWrites", () => this.#sendAwayLockedOp(space, pages, sent)),
-    );
+    return writingOp(space, "trackWrites", () => this.#sendAwayLockedOp(space, pages, sent));
   }
 
   *#sendAwayLockedOp(
@@ -276,6 +282,7 @@ export class WriteTracker {
       if (held && mm.frames.refcount(pfn) > mm.frames.mapcount(pfn)) continue;
       const page = vpn - this.#first;
       sent(page, pfn);
+      Atomics.add(w, this.#at + TR_SENT, 1);
       Atomics.or(w, bits + (page >>> 5), 1 << (page & 31));
     }
   }

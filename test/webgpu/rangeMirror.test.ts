@@ -3,7 +3,7 @@ import type { MmError } from "../../src/errors.ts";
 import { mirrorRange, type RangeMirror, type RangeMirrorOptions } from "../../src/mirrors/webgpu/index.ts";
 import { memoryBacking } from "../../src/mm/index.ts";
 import { IntervalNotifier, MmuNotifierEvent, type MmuNotifierRange } from "../../src/notifier/index.ts";
-import { useGpu } from "../lib/gpu.ts";
+import { findAdapter, useGpu } from "../lib/gpu.ts";
 import { countUploads, makeAdder, readBuffer, type Uploads } from "../lib/gpuBuffers.ts";
 import {
   anonymous,
@@ -247,6 +247,20 @@ describe("sync", () => {
     await mirror.remove();
   });
 
+  test("what fails on the way is stale again", async () => {
+    const { mirror, space, start, synced, same } = await rig();
+    await synced();
+    space.setUint8(start + PAGE, 1);
+    const begins = vi.spyOn(IntervalNotifier.prototype, "tryReadBegin").mockImplementationOnce(() => {
+      throw new Error("not now");
+    });
+    expect(await rejected(mirror.sync())).toMatchObject({ message: "not now" });
+    begins.mockRestore();
+    expect(await synced()).toEqual([1]);
+    await same();
+    await mirror.remove();
+  });
+
   test("several mirrors of several devices over one space see everything, each its own part", async () => {
     const { mirror, raw, start, synced, same, device } = await rig();
     const second = await gpu.device();
@@ -307,7 +321,7 @@ describe("sync", () => {
   });
 
   test("an agent that may block mirrors for reading", async () => {
-    const { memory, raw, start, same } = await rig();
+    const { memory, raw, start } = await rig();
     const other = await attachTo(memory);
     const device = await gpu.device();
     const theirs = await mirrorRange(other.space(raw.id), device, start, PAGES * PAGE);
@@ -317,7 +331,6 @@ describe("sync", () => {
     await theirs.sync();
     expect((await readBuffer(device, theirs.buffer))[PAGE]).toBe(5);
     await theirs.remove();
-    void same;
   });
 });
 
@@ -579,7 +592,7 @@ describe("when the device fails", () => {
   });
 
   test("lost in the middle of a sync() and of bringing bytes home", async () => {
-    const { mirror, space, raw, start, device, synced, same } = await rig({ access: "rw" });
+    const { mirror, raw, start, device, synced, same } = await rig({ access: "rw" });
     await synced();
     makeAdder(device).run(mirror.buffer, 0, 1, 1);
     await mirror.markWritten(start, 4);
@@ -593,8 +606,79 @@ describe("when the device fails", () => {
     expect(lost.length).toBe(errors[1] ? 1 : 0);
     await mirror.sync();
     await same();
-    void space;
     await mirror.remove();
+  });
+
+  test("lost at any moment of stores, results, accesses and forks: everything settles, and goes on", async () => {
+    const { memory, mirror, raw, start, same } = await rig({ access: "rw" });
+    await mirror.sync();
+    let losses = 0;
+    for (let moment = 0; moment < 40; moment++) {
+      const { device } = mirror;
+      const { run } = makeAdder(device);
+      await mirror.sync();
+      const before = new Uint8Array(PAGES * PAGE);
+      await raw.read(start, before);
+      run(mirror.buffer, 0, PAGE / 4, 1);
+      const first = rejected(mirror.markWritten(start, PAGE));
+      if (moment % 3 !== 0) await first;
+      const settled = [
+        first,
+        rejected(mirror.sync()),
+        rejected(raw.run(() => raw.setUint8(start + 5 * PAGE + 3, moment))),
+        rejected(raw.run(() => raw.getUint32(start))),
+        rejected(raw.fork().then((child) => child.exit())),
+        rejected(mirror.bringHome()),
+      ];
+      for (let tick = 0; tick < moment; tick++)
+        await (tick % 4 === 3 ? new Promise((resolve) => setImmediate(resolve)) : Promise.resolve());
+      device.destroy();
+      for (const error of await Promise.all(settled))
+        if (error) expect(["EIO", "ECALLBACK"]).toContain(error.code);
+      await device.lost;
+      const lost = await mirror.recover(await gpu.device());
+      for (const range of lost) expect(range).toEqual({ start, end: start + PAGE });
+      const now = new Uint8Array(PAGES * PAGE);
+      await raw.read(start, now);
+      losses += lost.length;
+      if (lost.length > 0) expectBytes(now.subarray(0, PAGE), before.subarray(0, PAGE));
+      expectBytes(now.subarray(PAGE, 5 * PAGE), before.subarray(PAGE, 5 * PAGE));
+      expect(now[5 * PAGE + 3]).toBe(moment);
+      await mirror.sync();
+      await same();
+      verify(memory);
+    }
+    expect(losses).toBeGreaterThan(0);
+    await mirror.remove();
+  });
+
+  test("another device that cannot take over leaves the mirror as it was", async () => {
+    const { mirror, space, start, device, synced, same } = await rig();
+    await synced();
+    const lost = await gpu.device();
+    lost.destroy();
+    expect(await rejected(mirror.recover(lost))).toMatchObject({ code: "EIO", operation: "recover" });
+    expect(await rejected(mirror.recover({} as GPUDevice))).toMatchObject({ code: "EINVAL" });
+    expect(mirror.device).toBe(device);
+    space.setUint8(start, 9);
+    expect(await synced()).toEqual([0]);
+    await same();
+    await mirror.remove();
+  });
+
+  test("a GPU without memory for the buffer", async () => {
+    const adapter = (await findAdapter())!;
+    const { maxBufferSize } = adapter.limits;
+    const device = await gpu.device({ requiredLimits: { maxBufferSize } });
+    const { raw } = await makeRig(64, { mayBlock: false, arena: "32 MiB" });
+    const length = maxBufferSize - (maxBufferSize % PAGE);
+    const made = await rejected(mirrorRange(raw, device, PAGE, length).then((mirror) => mirror.remove()));
+    // SwiftShader has not as much as it allows to ask for.
+    if (made || adapter.info.description.includes("SwiftShader"))
+      expect(made).toMatchObject({ code: "ENOMEM", operation: "mirrorRange" });
+    expect(await rejected(mirrorRange(raw, device, PAGE, length + 4096 * PAGE))).toMatchObject({
+      code: "EFBIG",
+    });
   });
 
   test("remove() after a loss says what is lost, and the space has it as before", async () => {

@@ -2,6 +2,9 @@
  * Mirrored ranges while real threads store, unmap and fork without a pause: what a thread has said that it has stored is in the
  * buffer after the next sync(), and what the GPU has written is what every thread reads.
  */
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { Worker } from "node:worker_threads";
 import { afterEach, expect, test } from "vitest";
 import type * as Webgpu from "../../src/webgpuEntry.ts";
@@ -41,19 +44,42 @@ interface Rig {
   readonly failed: Promise<never>;
 }
 
-async function makeRig(roles: readonly string[], share: "private" | "shared" = "private"): Promise<Rig> {
-  const memory = await bifolio.createMemory({ budget: "4 MiB", mayBlock: false, debug: true });
+type Kind = "private" | "shared" | "file";
+
+/** A file on disk that is larger than the budget. */
+const FILE_PAGES = 300;
+const BUDGET_PAGES = 160;
+
+function fileOnDisk(): string {
+  const folder = mkdtempSync(join(tmpdir(), "bifolio-gpu-"));
+  cleanups.push(() => rmSync(folder, { recursive: true, force: true }));
+  const path = join(folder, "data.bin");
+  writeFileSync(path, new Uint8Array(FILE_PAGES * PAGE));
+  return path;
+}
+
+async function makeRig(roles: readonly string[], kind: Kind = "private"): Promise<Rig> {
+  const onDisk = kind === "file";
+  const budget = onDisk ? BUDGET_PAGES * PAGE : "4 MiB";
+  const memory = await bifolio.createMemory({ budget, arena: "4 MiB", mayBlock: false, debug: true });
   cleanups.push(() => memory.close());
   const control = memory.allocShared(256);
   const space = await memory.createSpace();
-  const file =
-    share === "shared" ? await memory.openFile(bifolio.memoryBacking(2 * PAGES * PAGE)) : undefined;
-  const base = await space.mmap({ length: 2 * PAGES * PAGE, prot: "rw", share, ...(file && { file }) });
+  const backing = onDisk
+    ? bifolio.fileBacking(fileOnDisk(), { writable: true })
+    : bifolio.memoryBacking(2 * PAGES * PAGE);
+  const file = kind === "private" ? undefined : await memory.openFile(backing, { writable: true });
+  const base = await space.mmap({
+    length: (onDisk ? FILE_PAGES : 2 * PAGES) * PAGE,
+    prot: "rw",
+    share: kind === "private" ? "private" : "shared",
+    ...(file && { file }),
+  });
   const reports = roles.map((role, writer) => {
     const worker = new Worker(new URL("../agents/workers/gpuMirror.mjs", import.meta.url), {
       workerData: {
         ...{ handle: memory.handle, spaceId: space.id, control: control.byteOffset, role, writer, base },
-        pages: PAGES,
+        ...{ pages: PAGES, filePages: FILE_PAGES },
       },
     });
     memory.adopt(worker);
@@ -85,9 +111,9 @@ async function letRun({ control, failed }: Rig, turns = 1): Promise<void> {
     await Promise.race([new Promise((resolve) => setImmediate(resolve)), failed]);
 }
 
-for (const share of ["private", "shared"] as const) {
-  test(`nothing is missing that was stored before sync(), ${share}`, async () => {
-    const rig = await makeRig(["writer", "writer"], share);
+for (const kind of ["private", "shared", "file"] as const) {
+  test(`nothing is missing that was stored before sync(), ${kind}`, async () => {
+    const rig = await makeRig(["writer", "writer", ...(kind === "file" ? ["streamer"] : [])], kind);
     const { memory, space, control, base } = rig;
     const device = await gpu.device();
     const mirror = await mirrorRange(space, device, base, PAGES * PAGE);
@@ -111,6 +137,7 @@ for (const share of ["private", "shared"] as const) {
     await space.read(base, bytes);
     expect(Buffer.compare(await readBuffer(device, mirror.buffer), bytes)).toBe(0);
     expect(memory.check()).toBeUndefined();
+    if (kind === "file") expect(memory.stats().evictions).toBeGreaterThan(0);
     // Pages were stored to while they were on their way.
     expect(moved).toBeGreaterThan(0);
     await mirror.remove();

@@ -22,6 +22,8 @@ const gpu = useGpu();
 const MIRRORED = 10;
 const WINDOW = 14;
 const FILE_PAGES = 8;
+const READ_FIRST = 2;
+const READ_PAGES = 6;
 const BASE = 2 ** 31 - 5 * PAGE;
 const at = (page: number): number => BASE + page * PAGE;
 
@@ -115,6 +117,8 @@ interface World {
   readonly theirs: number;
   readonly device: GPUDevice;
   readonly mirror: RangeMirror;
+  /** Of a part of the range, for reading; page READ_FIRST of the window is its first. */
+  readonly reader: RangeMirror;
   readonly uploads: Uploads;
   readonly model: Model;
   child: { readonly space: AddressSpace; readonly pages: (Page | undefined)[] } | undefined;
@@ -222,6 +226,10 @@ async function runStep(world: World, step: Step): Promise<void> {
       await file.punchHole(from, to - from);
       model.file.fill(0, from, to);
       for (let k = Math.floor(from / PAGE); k * PAGE < to; k++) fileChanged(model, k);
+      // Where whole pages go, CLEAR is raised over private copies, too, which stay.
+      model.pages.forEach((q, k) => {
+        if (q && q.index * PAGE >= from && (q.index + 1) * PAGE <= to) model.stale.add(k);
+      });
       return;
     }
     case "fork":
@@ -291,22 +299,27 @@ async function useGpuOf(world: World, { page, offset, length, value }: Step): Pr
   expect(refused).toBe(wanted);
 }
 
-async function syncAndCompare({ mirror, device, model, uploads, memory }: World): Promise<void> {
-  const refused = await failed(mirror.sync());
+async function syncAndCompare({ mirror, reader, device, model, uploads, memory }: World): Promise<void> {
+  const [refused] = await Promise.all([failed(mirror.sync()), failed(reader.sync())]);
   const readable = model.pages.slice(0, MIRRORED).every((p) => p !== undefined);
   expect(refused).toBe(readable ? undefined : "SegvError");
   expect(memory.check()).toBeUndefined();
-  const uploaded = uploads.calls.flatMap(({ start, end }) => {
+  const uploaded = uploads.calls.flatMap(({ buffer, start, end }) => {
+    if (buffer !== mirror.buffer) return [];
     expect([start % PAGE, end % PAGE]).toEqual([0, 0]);
     return Array.from({ length: (end - start) / PAGE }, (_, k) => start / PAGE + k);
   });
   for (const page of uploaded) expect([...model.stale]).toContain(page);
   uploads.reset();
   const bytes = await readBuffer(device, mirror.buffer);
+  const read = await readBuffer(device, reader.buffer);
   for (let k = 0; k < MIRRORED; k++) {
     const p = model.pages[k];
     if (!p) continue;
     expectBytes(bytes.subarray(k * PAGE, (k + 1) * PAGE), bytesOf(model, p));
+    const other = k - READ_FIRST;
+    if (other >= 0 && other < READ_PAGES)
+      expectBytes(read.subarray(other * PAGE, (other + 1) * PAGE), bytesOf(model, p));
     model.stale.delete(k);
   }
   for (const page of model.stale) if (page >= MIRRORED) model.stale.delete(page);
@@ -340,6 +353,7 @@ test(
             stale: new Set(Array.from({ length: MIRRORED }, (_, k) => k)),
           };
           const mirror = await mirrorRange(space, device, BASE, MIRRORED * PAGE, { access: "rw" });
+          const reader = await mirrorRange(space, device, at(READ_FIRST), READ_PAGES * PAGE);
           const world: World = {
             memory,
             space,
@@ -348,6 +362,7 @@ test(
             theirs,
             device,
             mirror,
+            reader,
             uploads,
             model,
             child: undefined,
@@ -356,6 +371,7 @@ test(
             await runStep(world, step);
             expect(memory.check()).toBeUndefined();
           }
+          await reader.remove();
           await mirror.remove();
         } finally {
           uploads.reset();

@@ -3,7 +3,7 @@
  * but for a device that cannot reach the frames: it has a copy of each page, and a copy of a page becomes stale by a store,
  * too, of which no notifier tells. So beside the interval there is a write tracker (mm/writeTracker.ts).
  *
- * Not here: buffers smaller than what is mirrored, faults of the GPU.
+ * Not here: how bytes come home (awayPages.ts); buffers smaller than what is mirrored, faults of the GPU.
  *
  *   page      meaning                                            becomes
  *   stale     the tracker counts it as written: the buffer's     same, by sync()
@@ -20,15 +20,17 @@
  *       between the copy and readRetry(); what invalidate() of this agent says in between counts.
  *   G3  invalidate() calls setSeq() whatever the event, but for the EXCLUSIVE of its own tracker, and marks pages stale before it
  *       returns, unless the event leaves the bytes as they are.
- *   G4  Pages leave #away only when their bytes are in their frames, or with the tracker's `away` bit still set, on the way.
- *   G5  Taking, uploading, sending away and recovering are one at a time (#enqueue()). Bringing home is not: invalidate() does it
+ *   G4  Taking, uploading, sending away and recovering are one at a time (#enqueue()). Bringing home is not: invalidate() does it
  *       while an operation of this mirror may be waiting for the very lock that the invalidator holds.
  */
 import { isMmError, MmError } from "../../errors.ts";
 import { frameBytes, NO_FRAME, snapshotPages } from "../../hmm/index.ts";
 import { type AddressSpace, WriteTracker } from "../../mm/index.ts";
 import { type IntervalNotifier, MmuNotifierEvent, type MmuNotifierRange } from "../../notifier/index.ts";
-import { type ByteRange, ByteRanges } from "./byteRanges.ts";
+import { AwayPages } from "./awayPages.ts";
+import type { ByteRange } from "./byteRanges.ts";
+import { type MadeBuffer, makeBuffer } from "./gpuBuffer.ts";
+import { pagesFrom, runsOf } from "./pageRuns.ts";
 import { readBack } from "./readBack.ts";
 
 export interface RangeMirrorOptions {
@@ -83,13 +85,6 @@ interface Sync {
   readonly uploads: { readonly pages: readonly number[]; readonly invalid: Promise<GPUError | null> }[];
 }
 
-/** Bytes on their way home. */
-interface Homecoming {
-  readonly first: number;
-  readonly end: number;
-  readonly done: Promise<void>;
-}
-
 /**
  * One GPUBuffer that has the bytes of a range of a space. Made by mirrorRange(). For the agent that made it.
  *
@@ -130,18 +125,12 @@ export class RangeMirror implements AsyncDisposable {
   /** tracker.changes when a sync() had found and taken all that was written; NaN: look. */
   #seen = Number.NaN;
   #tail: Promise<void> = DONE;
-  /** Bytes of the buffer that are newer than those in the frames, in pages that are away. */
-  readonly #away = new ByteRanges();
-  /** Frames of the pages that are away. */
-  readonly #awayFrames = new Map<number, number>();
-  /** What was lost and is unmapped since. */
-  readonly #gone = new ByteRanges();
-  readonly #homecomings = new Set<Homecoming>();
+  readonly #away: AwayPages;
 
   /** @internal */
   constructor(
     space: AddressSpace,
-    made: { device: GPUDevice; buffer: GPUBuffer; descriptor: GPUBufferDescriptor },
+    made: MadeBuffer,
     tracker: WriteTracker,
     start: number,
     length: number,
@@ -161,6 +150,15 @@ export class RangeMirror implements AsyncDisposable {
     const batch = Math.min(this.#pages, BATCH_BYTES / this.pageSize);
     this.#staging = new Uint8Array(batch * this.pageSize);
     this.#frames = new Int32Array(batch);
+    this.#away = new AwayPages({
+      space,
+      tracker,
+      pageSize: this.pageSize,
+      source: () => ({ device: this.#device, buffer: this.#buffer }),
+      isLive: () => this.#ended === undefined,
+      readError: (cause, ranges) => this.#readError(cause, ranges),
+      countHome: (bytes) => void (this.#counts.bytesHome += bytes),
+    });
     this.#watch(made.device);
     this.#interval = space.notifiers.sync.insert(
       { invalidate: (interval, range, curSeq) => this.#invalidate(interval, range, curSeq) },
@@ -211,26 +209,22 @@ export class RangeMirror implements AsyncDisposable {
     const end = Math.min(this.#pages, Math.ceil(range.end / this.pageSize) - this.#first);
     // Both only take write permission, which a copy has not: its bytes stay right.
     const keeps = event === MmuNotifierEvent.ProtectionPage || event === MmuNotifierEvent.SoftDirty;
-    if (!this.#isOut(first, end)) {
+    if (!this.#away.isOut(first, end)) {
       if (!keeps) this.#tracker.mark(first, end);
       return true;
     }
     if (!range.blockable) return false;
     if (!keeps) this.#tracker.mark(first, end);
-    if (this.#lost === undefined) return this.#bringHome(first, end).then(() => true);
+    if (this.#lost === undefined) return this.#away.bringHome(first, end).then(() => true);
     if (event !== MmuNotifierEvent.Unmap) throw this.#lostError(first, end);
-    // What is unmapped is not waited for: recover() tells of it.
-    for (const range of this.#away.take(first * this.pageSize, end * this.pageSize))
-      this.#gone.add(range.start, range.end);
-    this.#giveBack(first, end);
+    this.#away.loseUnmapped(first, end); // not waited for: recover() tells of it
     return true;
   }
 
   #end(why: Ended): void {
     this.#ended = why;
     this.#seen = Number.NaN;
-    this.#away.take(0, this.length);
-    this.#awayFrames.clear();
+    this.#away.clear(this.#pages);
   }
 
   // ---- to the GPU -----------------------------------------------------------------------------------------------------
@@ -304,11 +298,20 @@ export class RangeMirror implements AsyncDisposable {
 
   /** Uploads pages that can be read. */
   async #upload(stale: readonly number[], sync: Sync): Promise<void> {
-    if (this.#isOut(stale[0]!, stale.at(-1)! + 1))
-      for (const { first, end } of runsOf(stale)) await this.#bringHome(first, end);
+    if (this.#away.isOut(stale[0]!, stale.at(-1)! + 1))
+      for (const { first, end } of runsOf(stale)) await this.#away.bringHome(first, end);
     const pages = await this.#bringIn(stale, sync);
     if (pages.length === 0) return;
     await this.#tracker.take(pages); // G1
+    try {
+      await this.#uploadTaken(pages, sync);
+    } catch (error) {
+      this.#mark(pages);
+      throw error;
+    }
+  }
+
+  async #uploadTaken(pages: readonly number[], sync: Sync): Promise<void> {
     for (;;) {
       const seq = this.#interval.tryReadBegin() ?? (await this.#interval.readBegin());
       // Pages have gone again: fewer at a time need fewer frames.
@@ -371,6 +374,7 @@ export class RangeMirror implements AsyncDisposable {
           if (!isMmError(error) || !("address" in error)) throw error;
           page = Math.floor(Number(error.address) / this.pageSize) - this.#first;
           refused.add(page);
+          this.#mark([page]);
           sync.failure ??= error;
         }
       }
@@ -452,19 +456,19 @@ export class RangeMirror implements AsyncDisposable {
     this.#check("markWritten");
     const { pageSize } = this;
     const [first, last] = [Math.floor(start / pageSize), Math.ceil(end / pageSize)];
-    await this.#settled(first, last);
+    await this.#away.settled(first, last);
     const add = (page: number): void =>
       this.#away.add(Math.max(start, page * pageSize), Math.min(end, (page + 1) * pageSize));
     // Not those that are away: an access may have brought one home again meanwhile, and have stored to it.
     const remaining = new Set(pagesFrom(first, last));
     const sent = (page: number, pfn: number): void => {
-      this.#awayFrames.set(page, pfn);
+      this.#away.sent(page, pfn);
       add(page);
       remaining.delete(page);
     };
     const left = (): number[] => [...remaining];
     for (const page of left()) {
-      if (!this.#awayFrames.has(page)) continue;
+      if (!this.#away.has(page)) continue;
       add(page);
       remaining.delete(page);
     }
@@ -543,85 +547,19 @@ export class RangeMirror implements AsyncDisposable {
       return Promise.reject(error as Error);
     }
     const [from, to] = [start - this.start, start - this.start + length];
-    return this.#bringHome(Math.floor(from / this.pageSize), Math.ceil(to / this.pageSize));
+    return this.#away.bringHome(Math.floor(from / this.pageSize), Math.ceil(to / this.pageSize));
   }
 
   /** Address ranges whose newest bytes are on the GPU, ascending. Never waits. */
   get writtenRanges(): { readonly start: number; readonly end: number }[] {
-    return this.#away.list().map(({ start, end }) => ({ start: this.start + start, end: this.start + end }));
-  }
-
-  /** True if bytes of pages `[first, end)` are away, or on their way home. */
-  #isOut(first: number, end: number): boolean {
-    if (this.#homecomings.size > 0 && this.#overlapping(first, end).length > 0) return true;
-    return !this.#away.empty && this.#away.within(first * this.pageSize, end * this.pageSize).length > 0;
-  }
-
-  #overlapping(first: number, end: number): Promise<void>[] {
-    return [...this.#homecomings].filter((h) => h.first < end && h.end > first).map(({ done }) => done);
-  }
-
-  /** Waits until nothing of the pages is on its way home. */
-  async #settled(first: number, end: number): Promise<void> {
-    for (let on = this.#overlapping(first, end); on.length > 0; on = this.#overlapping(first, end))
-      await Promise.allSettled(on);
-  }
-
-  /** Brings whole pages home, and waits for those that are on their way. Errors: EIO. */
-  #bringHome(first: number, end: number): Promise<void> {
-    const on = this.#overlapping(first, end);
-    const ranges = this.#away.take(first * this.pageSize, end * this.pageSize);
-    if (ranges.length > 0) {
-      const done = this.#bringRangesHome(ranges);
-      const homecoming = {
-        first: Math.floor(ranges[0]!.start / this.pageSize),
-        end: Math.ceil(ranges.at(-1)!.end / this.pageSize),
-        done,
-      };
-      this.#homecomings.add(homecoming);
-      const forget = (): void => void this.#homecomings.delete(homecoming);
-      done.then(forget, forget);
-      on.push(done);
-    }
-    return Promise.all(on).then(() => undefined);
-  }
-
-  async #bringRangesHome(ranges: readonly ByteRange[]): Promise<void> {
-    const { pageSize } = this;
-    try {
-      await readBack(this.#device, this.#buffer, ranges, (start, bytes) => {
-        if (this.#ended !== undefined) return;
-        this.#counts.bytesHome += bytes.length;
-        for (let at = 0; at < bytes.length;) {
-          const page = Math.floor((start + at) / pageSize);
-          const within = (start + at) % pageSize;
-          const n = Math.min(bytes.length - at, pageSize - within);
-          frameBytes(this.#space, this.#awayFrames.get(page)!).set(bytes.subarray(at, at + n), within);
-          at += n;
-        }
-      });
-    } catch (cause) {
-      for (const { start, end } of ranges) this.#away.add(start, end);
-      throw this.#readError(cause, ranges);
-    }
-    if (this.#ended !== undefined) return;
-    for (const { start, end } of ranges)
-      this.#giveBack(Math.floor(start / pageSize), Math.ceil(end / pageSize));
-  }
-
-  /** Lets the CPUs have pages again. */
-  #giveBack(first: number, end: number): void {
-    for (let page = first; page < end; page++) this.#awayFrames.delete(page);
-    this.#tracker.comeHome(first, end);
+    return this.#addressesOf(this.#away.list());
   }
 
   // ---- when the device is gone ----------------------------------------------------------------------------------------
 
   #lostError(first: number, end: number): MmError {
-    const [lost] = this.#away.within(first * this.pageSize, end * this.pageSize);
-    const range = lost
-      ? { start: this.start + lost.start, end: this.start + lost.end }
-      : this.#rangeOf(first, end);
+    const [lost] = this.#addressesOf(this.#away.within(first, end));
+    const range = lost ?? this.#rangeOf(first, end);
     return new MmError(
       "EIO",
       "mirror",
@@ -645,7 +583,7 @@ export class RangeMirror implements AsyncDisposable {
     const made = await makeBuffer(device, this.#descriptor, "recover");
     if (this.#lost === undefined) {
       try {
-        await this.#bringHome(0, this.#pages);
+        await this.#away.bringHome(0, this.#pages);
       } catch (error) {
         if (this.#lost === undefined) {
           made.buffer.destroy();
@@ -653,19 +591,16 @@ export class RangeMirror implements AsyncDisposable {
         }
       }
     }
-    await this.#settled(0, this.#pages);
+    await this.#away.settled(0, this.#pages);
     if (this.#ended !== undefined) made.buffer.destroy();
     this.#checkEnded("recover");
-    for (const { start, end } of this.#gone.take(0, this.length)) this.#away.add(start, end);
-    const lost = this.writtenRanges;
+    const lost = this.#addressesOf(this.#away.takeLost(this.#pages));
     this.#buffer.destroy();
     this.#device = device;
     this.#buffer = made.buffer;
     this.#lost = undefined;
     this.#seen = Number.NaN;
     this.#watch(device);
-    this.#away.take(0, this.length);
-    this.#giveBack(0, this.#pages);
     this.#tracker.mark(0, this.#pages);
     return lost;
   }
@@ -683,13 +618,14 @@ export class RangeMirror implements AsyncDisposable {
     let failure: unknown;
     if (this.#ended === undefined) {
       try {
-        if (this.#isOut(0, this.#pages) && this.#lost !== undefined) throw this.#lostError(0, this.#pages);
-        await this.#bringHome(0, this.#pages);
+        if (this.#away.isOut(0, this.#pages) && this.#lost !== undefined)
+          throw this.#lostError(0, this.#pages);
+        await this.#away.bringHome(0, this.#pages);
       } catch (error) {
         failure = error;
       }
-      await this.#settled(0, this.#pages);
-      if (this.#ended === undefined) this.#giveBack(0, this.#pages);
+      await this.#away.settled(0, this.#pages);
+      if (this.#ended === undefined) this.#away.takeLost(this.#pages);
     }
     this.#end("the mirror has been removed");
     await this.#interval.remove();
@@ -706,70 +642,14 @@ export class RangeMirror implements AsyncDisposable {
     return this.start + page * this.pageSize;
   }
 
+  /** Ranges of the buffer as addresses. */
+  #addressesOf(ranges: readonly ByteRange[]): { start: number; end: number }[] {
+    return ranges.map(({ start, end }) => ({ start: this.start + start, end: this.start + end }));
+  }
+
   #rangeOf(first: number, end: number): { start: number; end: number } {
     return { start: this.#addressOf(first), end: this.#addressOf(end) };
   }
-}
-
-/** What follows each other in an ascending list. */
-function runsOf(pages: readonly number[]): { readonly first: number; readonly end: number }[] {
-  const runs: { first: number; end: number }[] = [];
-  for (const page of pages) {
-    const last = runs.at(-1);
-    if (last?.end === page) last.end++;
-    else runs.push({ first: page, end: page + 1 });
-  }
-  return runs;
-}
-
-const pagesFrom = (first: number, end: number): number[] =>
-  Array.from({ length: end - first }, (_, k) => first + k);
-
-/** A buffer, or one clear sentence why there is none. */
-async function makeBuffer(
-  device: GPUDevice,
-  descriptor: GPUBufferDescriptor,
-  operation: string,
-): Promise<{ device: GPUDevice; buffer: GPUBuffer; descriptor: GPUBufferDescriptor }> {
-  if (typeof device?.createBuffer !== "function")
-    throw new MmError("EINVAL", operation, "device must be a GPUDevice");
-  const { size } = descriptor;
-  const { maxBufferSize } = device.limits;
-  if (size > maxBufferSize)
-    throw new MmError(
-      "EFBIG",
-      operation,
-      `a buffer of this device has at most ${maxBufferSize} bytes, not ${size}; request the device with a higher maxBufferSize, or mirror less`,
-    );
-  device.pushErrorScope("out-of-memory");
-  device.pushErrorScope("validation");
-  let buffer: GPUBuffer | undefined;
-  let refused: unknown;
-  try {
-    buffer = device.createBuffer(descriptor);
-  } catch (error) {
-    refused = error;
-  }
-  const pop = (): Promise<GPUError | null> => device.popErrorScope().catch(() => null);
-  const [invalid, outOfMemory] = await Promise.all([pop(), pop()]);
-  const info = await Promise.race([device.lost, DONE]);
-  if (buffer && !invalid && !outOfMemory && !info) return { device, buffer, descriptor };
-  buffer?.destroy();
-  if (info) throw new MmError("EIO", operation, `the device is lost (${info.message || info.reason})`);
-  if (outOfMemory)
-    throw new MmError(
-      "ENOMEM",
-      operation,
-      `the device has no memory for ${size} bytes: ${outOfMemory.message}`,
-    );
-  throw new MmError(
-    "EINVAL",
-    operation,
-    `the device refused the buffer: ${invalid?.message ?? String(refused)}`,
-    {
-      cause: refused,
-    },
-  );
 }
 
 /**

@@ -2,7 +2,7 @@
 import { parentPort, workerData } from "node:worker_threads";
 import { attach, isMmError } from "../../../.test-build/testing.js";
 
-const { handle, spaceId, control: controlOffset, role, writer, base, pages } = workerData;
+const { handle, spaceId, control: controlOffset, role, writer, base, pages, filePages } = workerData;
 const memory = await attach(handle);
 const space = memory.space(spaceId);
 const control = new Int32Array(handle.memories[0].buffer, controlOffset, 64);
@@ -85,6 +85,20 @@ const roles = {
       Atomics.add(control, COUNT, 1);
     }
     return { changes };
+  },
+
+  /** Reads all of a file that is larger than the budget, so that the others' pages of it are reclaimed and written back. */
+  streamer() {
+    let sum = 0;
+    let passes = 0;
+    for (; !stopped(); passes++) {
+      for (let page = 0; page < filePages && !stopped(); page++) {
+        sum += space.getUint8(base + page * PAGE + 4000);
+        memory.poll();
+      }
+      Atomics.add(control, COUNT, 1);
+    }
+    return { passes, sum };
   },
 
   /** Forks, and stores in the child, which no mirror of the parent may see. */

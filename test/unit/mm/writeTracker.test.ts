@@ -178,6 +178,15 @@ describe("what has been written", () => {
     await remove();
   });
 
+  test("leaves alone what cannot be read", async () => {
+    const { space, start } = await mapped();
+    const { written, take, remove } = await track(space, start);
+    space.sync.mprotect(start + PAGE, PAGE, "none");
+    await take();
+    expect(written()).toEqual([1]);
+    await remove();
+  });
+
   test("raises PROTECTION_PAGE for what was writable only", async () => {
     const { space, start } = await mapped();
     const { take, events, remove } = await track(space, start);
