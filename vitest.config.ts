@@ -11,6 +11,7 @@ const config: ViteUserConfig = defineConfig({
             "test/unit/**/*.test.ts",
             "test/property/**/*.test.ts",
             "test/check/**/*.test.ts",
+            "test/hmm/**/*.test.ts",
             "test/linux/**/*.test.ts",
           ],
         },

@@ -30,7 +30,10 @@ const ROWS = [
   "ack",
   "streaming",
   "mirror",
+  "migrate",
+  "gpu-mirror",
   "check",
+  "gpu-mmu",
 ];
 
 const pathOf = (relative) => fileURLToPath(new URL(relative, import.meta.url));

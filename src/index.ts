@@ -1,12 +1,34 @@
 /** Entry `bifolio`: shared address spaces for JavaScript agents, and the frames and files behind them. */
 export { BusError, isMmError, MmError, type MmErrorCode, SegvError } from "./errors.ts";
 export {
+  createDeviceMemory,
+  type DeviceCopy,
+  DeviceMemory,
+  type DeviceMemoryOptions,
+  type DeviceOps,
+  type DevicePage,
+  ExclusivePage,
+  HMM_DMA_MAPPED,
+  HMM_ERROR,
+  HMM_P2PDMA,
+  HMM_P2PDMA_BUS,
+  HMM_REQ_FAULT,
+  HMM_REQ_WRITE,
   HMM_VALID,
   HMM_WRITE,
   hmmPfn,
+  type LostRange,
+  makeDeviceExclusive,
+  type MakeExclusive,
+  type MakeExclusiveVariants,
+  type MigrateRange,
+  type MigrateToDevice,
+  migrateToDevice,
+  migrateToMemory,
   type RangeFault,
   rangeFault,
   type RangeFaultVariants,
+  type Variants,
 } from "./hmm/index.ts";
 export type { MemoryHandle } from "./memory/index.ts";
 export {

@@ -3,4 +3,17 @@
  * browser's, or that of the npm package `webgpu` in Node.
  */
 /// <reference types="@webgpu/types" />
-export {};
+export {
+  createGpuMmu,
+  type GpuDispatch,
+  GpuMmu,
+  type GpuMmuOptions,
+  type GpuMmuStats,
+  type GpuRange,
+  type GpuRun,
+  type GpuRunOptions,
+  mirrorRange,
+  type RangeMirror,
+  type RangeMirrorCounts,
+  type RangeMirrorOptions,
+} from "./mirrors/webgpu/index.ts";

@@ -48,13 +48,28 @@ export function copySources() {
  * @param {Mutation} mutation
  * @param {() => T | Promise<T>} look
  */
-export async function withMutation(copy, mutation, look) {
-  const path = join(copy, mutation.file);
-  const source = readFileSync(path, "utf8");
-  writeFileSync(
-    path,
+export function withMutation(copy, mutation, look) {
+  const source = readFileSync(join(copy, mutation.file), "utf8");
+  return withSource(
+    copy,
+    mutation.file,
     source.replace(mutation.find, () => mutation.replace),
+    look,
   );
+}
+
+/**
+ * Runs `look` while a file of a copy has another text.
+ * @template T
+ * @param {string} copy
+ * @param {string} file
+ * @param {string} text
+ * @param {() => T | Promise<T>} look
+ */
+export async function withSource(copy, file, text, look) {
+  const path = join(copy, file);
+  const source = readFileSync(path, "utf8");
+  writeFileSync(path, text);
   try {
     return await look();
   } finally {
@@ -62,13 +77,51 @@ export async function withMutation(copy, mutation, look) {
   }
 }
 
+const LOOK_MS = 200;
+const TICKS_A_SECOND = 100;
+/** A child that sleeps, or has to share its processor, may take so many times its limit. */
+const PATIENCE = 3;
+
+/** Processor time of a process, its threads included; undefined where the host does not tell. */
+function processorMs(pid) {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return ((Number(fields[11]) + Number(fields[12])) * 1000) / TICKS_A_SECOND;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Waits for the end of a child: how much processor time it took, about, and whether it was killed because that came to `limitMs`.
+ * Other work on the machine does not make it late.
+ * @param {import("node:child_process").ChildProcess} child
+ * @param {number} limitMs
+ * @param {() => void} kill
+ * @returns {Promise<{ late: boolean, tookMs: number, code: number | null }>}
+ */
+export async function endOf(child, limitMs, kill) {
+  const begun = performance.now();
+  let [late, tookMs] = [false, 0];
+  const timer = setInterval(() => {
+    const wallMs = performance.now() - begun;
+    tookMs = processorMs(child.pid) ?? wallMs;
+    late = tookMs > limitMs || wallMs > PATIENCE * limitMs;
+    if (late) kill();
+  }, LOOK_MS);
+  const code = await new Promise((resolve) => child.on("close", resolve));
+  clearInterval(timer);
+  return { late, tookMs, code };
+}
+
 /**
  * Runs vitest in a copy: every test by its full name, with "passed", "failed" or "skipped" and the first failure's text.
- * undefined: no end within `limitMs`.
+ * undefined: no end within `limitMs` of processor time.
  * @param {string} copy
  * @param {string[]} args
  * @param {number} limitMs
- * @returns {Promise<{ tests: { name: string, status: string, message: string }[], files: { name: string, status: string, message: string }[] } | undefined>}
+ * @returns {Promise<{ tookMs: number, tests: { name: string, status: string, message: string }[], files: { name: string, status: string, message: string }[] } | undefined>}
  */
 export async function runTests(copy, args, limitMs) {
   const child = spawn(
@@ -78,16 +131,12 @@ export async function runTests(copy, args, limitMs) {
   );
   let out = "";
   child.stdout.on("data", (chunk) => (out += chunk));
-  let late = false;
-  const timer = setTimeout(() => {
-    late = true;
-    process.kill(-child.pid, "SIGKILL"); // its workers, too, which may be what hangs
-  }, limitMs);
-  await new Promise((resolve) => child.on("close", resolve));
-  clearTimeout(timer);
+  // Its workers, too, which may be what hangs.
+  const { late, tookMs } = await endOf(child, limitMs, () => process.kill(-child.pid, "SIGKILL"));
   if (late) return undefined;
   const { testResults } = JSON.parse(out.slice(out.indexOf("{")));
   return {
+    tookMs,
     tests: testResults.flatMap((file) =>
       file.assertionResults.map((t) => ({
         name: t.fullName,

@@ -21,6 +21,9 @@ import {
   CLUSTER_BYTES,
   FOLIO_WORDS,
   MEM_CLUSTER_SHIFT,
+  MEM_DEVICE_END,
+  MEM_DEVICE_FIRST,
+  MEM_DEVICE_PAGES,
   MEM_FAULT_AROUND,
   MEM_FOLIOS,
   MEM_FRAME_BASE,
@@ -42,6 +45,8 @@ export interface ArenaOptions {
   /** Bytes of frames, a multiple of the page size. */
   readonly budgetBytes: number;
   readonly pageSize: number;
+  /** Bytes of pages that devices can have besides, a multiple of 32 pages; default 0. */
+  readonly deviceBytes?: number;
   /** Bytes of records and page tables; undefined: derived from the budget. */
   readonly arenaBytes: number | undefined;
   readonly faultAroundBytes: number;
@@ -90,8 +95,11 @@ export function createArena(options: ArenaOptions): MemoryHandle {
   const frames = Math.floor(budgetBytes / pageSize);
   const root = alignUp(schedEnd(maxAgents), 16);
   const folios = alignUp(root + MEM_WORDS, 16);
-  const freeBits = alignUp(folios + frames * FOLIO_WORDS, 16);
-  const zeroBits = alignUp(freeBits + Math.ceil(frames / 32), 16);
+  const deviceFirst = alignUp(frames, 32);
+  const devicePages = (options.deviceBytes ?? 0) / pageSize;
+  const numbers = deviceFirst + devicePages;
+  const freeBits = alignUp(folios + numbers * FOLIO_WORDS, 16);
+  const zeroBits = alignUp(freeBits + Math.ceil(numbers / 32), 16);
   const heapFirst = alignUp(zeroBits + Math.ceil(frames / 32), HEAP_PAGE_WORDS);
   const heapBytes =
     options.arenaBytes === undefined
@@ -127,6 +135,9 @@ export function createArena(options: ArenaOptions): MemoryHandle {
   w[root + MEM_FRAME_BASE] = arenaBytes / pageSize;
   w[root + MEM_FOLIOS] = folios;
   w[root + MEM_FREE_BITS] = freeBits;
+  w[root + MEM_DEVICE_FIRST] = deviceFirst;
+  w[root + MEM_DEVICE_PAGES] = devicePages;
+  w[root + MEM_DEVICE_END] = deviceFirst;
   w[root + MEM_ZERO_BITS] = zeroBits;
   w[root + MEM_CLUSTER_SHIFT] = Math.log2(options.folioBytes / pageSize);
   w[root + MEM_READ_AHEAD] = options.readAheadBytes / pageSize;

@@ -6,6 +6,7 @@
  *   F1  A frame is in the free bitmap if and only if its reference count is 0.
  *   F2  A bit in the zero bitmap of a free frame means that the frame holds zeros.
  *   F3  All frames less the sum of MEM_USED is the number of bits in the free bitmap.
+ *   F5  A page of a device is one of its free ones if and only if its reference count is 0.
  *   F4  A frame of the page cache has one reference from its file besides those of its mappings. There are never more
  *       mappings or references than their bits can count.
  *
@@ -30,6 +31,9 @@ import {
   MAP_SHIFT,
   MEM_AGENTS,
   MEM_CLUSTER_SHIFT,
+  MEM_DEVICE_END,
+  MEM_DEVICE_FIRST,
+  MEM_DEVICE_PAGES,
   MEM_FOLIO_QUEUES,
   MEM_FOLIOS,
   MEM_FRAME_BASE,
@@ -67,6 +71,10 @@ export class Frames {
   readonly pageSize: number;
   readonly count: number;
   readonly clusterFrames: number;
+  /** Number of the first page of a device; those below, from `count` on, are nobody's. */
+  readonly deviceFirst: number;
+  /** Most pages that devices can have together. */
+  readonly devicePages: number;
   readonly kernels: Kernels;
   readonly memories: readonly WebAssembly.Memory[];
   readonly segmentBytes: readonly Uint8Array[];
@@ -93,6 +101,8 @@ export class Frames {
     this.pageSize = 2 ** this.pageShift;
     this.count = field(MEM_FRAMES);
     this.clusterFrames = 2 ** field(MEM_CLUSTER_SHIFT);
+    this.deviceFirst = field(MEM_DEVICE_FIRST);
+    this.devicePages = field(MEM_DEVICE_PAGES);
     this.memories = memories;
     this.segmentBytes = memories.map((m) => new Uint8Array(m.buffer));
     this.segmentViews = memories.map((m) => new DataView(m.buffer));
@@ -493,16 +503,21 @@ export class Frames {
   #release(pfn: number): void {
     const w = this.agent.words;
     const folio = this.folioAt(pfn);
+    const device = this.isDevice(pfn);
     // Plain: the frame is nobody's; setting its free bit publishes them.
     w[folio + FOLIO_FLAGS] = 0;
     w[folio + FOLIO_MAPPING] = 0;
     w[folio + FOLIO_INDEX] = 0;
     if (this.agent.debug) {
       if (Atomics.load(w, folio + FOLIO_COUNT) !== 0) panic(`F4: frame ${pfn} freed while it is in use`);
-      this.bytesOf(pfn).fill(POISON_BYTE);
+      if (!device) this.bytesOf(pfn).fill(POISON_BYTE);
     }
     const group = pfn >>> GROUP_SHIFT;
     const bit = 1 << (pfn & (GROUP - 1));
+    if (device) {
+      if ((Atomics.or(w, this.#freeBits + group, bit) & bit) !== 0) panic(`F5: page ${pfn} freed twice`);
+      return;
+    }
     if ((w[this.#zeroBits + group]! & bit) !== 0) Atomics.and(w, this.#zeroBits + group, ~bit);
     if ((Atomics.or(w, this.#freeBits + group, bit) & bit) !== 0) panic(`F1: frame ${pfn} freed twice`);
     this.#countUsed(-1);
@@ -541,6 +556,62 @@ export class Frames {
 
   mapcount(pfn: number): number {
     return Atomics.load(this.agent.words, this.folioAt(pfn) + FOLIO_COUNT) >> MAP_SHIFT;
+  }
+
+  // ---- pages of devices --------------------------------------------------------------------------------------
+
+  /** True for the number of a page that has its bytes in a device. */
+  isDevice(pfn: number): boolean {
+    return pfn >= this.deviceFirst;
+  }
+
+  /** Behind the last number that a device ever had. */
+  get deviceEnd(): number {
+    return Atomics.load(this.agent.words, this.header + MEM_DEVICE_END);
+  }
+
+  /** Makes free pages of `[first, first + count)`, multiples of 32. Preconditions: no device has them. */
+  addDevicePages(first: number, count: number): void {
+    const w = this.agent.words;
+    w.fill(-1, this.#freeBits + (first >>> GROUP_SHIFT), this.#freeBits + ((first + count) >>> GROUP_SHIFT));
+    if (first + count > this.deviceEnd) Atomics.store(w, this.header + MEM_DEVICE_END, first + count);
+  }
+
+  /** Undoes addDevicePages(). Preconditions: all are free. */
+  removeDevicePages(first: number, count: number): void {
+    this.agent.words.fill(
+      0,
+      this.#freeBits + (first >>> GROUP_SHIFT),
+      this.#freeBits + ((first + count) >>> GROUP_SHIFT),
+    );
+  }
+
+  /** Takes a free page of a device's, which has the pages `[first, first + count)`, with one reference; 0 if none is free. */
+  tryAllocDevice(first: number, count: number): Pfn {
+    const w = this.agent.words;
+    const end = this.#freeBits + ((first + count) >>> GROUP_SHIFT);
+    for (let word = this.#freeBits + (first >>> GROUP_SHIFT); word < end; word++) {
+      for (let bits = Atomics.load(w, word); bits !== 0; bits = Atomics.load(w, word)) {
+        const bit = bits & -bits;
+        if (Atomics.compareExchange(w, word, bits, bits & ~bit) !== bits) continue;
+        const pfn = ((word - this.#freeBits) * GROUP + (31 - Math.clz32(bit))) as Pfn;
+        Atomics.store(w, this.folioAt(pfn) + FOLIO_COUNT, 1);
+        return pfn;
+      }
+    }
+    return 0 as Pfn;
+  }
+
+  /** How many of a device's pages are free. */
+  freeDevicePages(first: number, count: number): number {
+    let free = 0;
+    for (let pfn = first; pfn < first + count; pfn++) if (this.#isFree(pfn)) free++;
+    return free;
+  }
+
+  #isFree(pfn: number): boolean {
+    const word = this.#freeBits + (pfn >>> GROUP_SHIFT);
+    return (Atomics.load(this.agent.words, word) & (1 << (pfn & (GROUP - 1)))) !== 0;
   }
 
   // ---- flags and the folio lock ------------------------------------------------------------------------------
@@ -633,6 +704,8 @@ export class Frames {
   findLockedBy(slot: number): number {
     const held = (slot + 1) << PG_LOCK_SHIFT;
     for (let pfn = 0; pfn < this.count; pfn++) if ((this.flags(pfn) & PG_LOCK_MASK) === held) return pfn;
+    for (let pfn = this.deviceFirst; pfn < this.deviceEnd; pfn++)
+      if ((this.flags(pfn) & PG_LOCK_MASK) === held) return pfn;
     return -1;
   }
 
@@ -648,14 +721,17 @@ export class Frames {
     const w = this.agent.words;
     let free = 0;
     for (let pfn = 0; pfn < this.count; pfn++) {
-      const isFree =
-        (Atomics.load(w, this.#freeBits + (pfn >>> GROUP_SHIFT)) & (1 << (pfn & (GROUP - 1)))) !== 0;
+      const isFree = this.#isFree(pfn);
       const zero =
         (Atomics.load(w, this.#zeroBits + (pfn >>> GROUP_SHIFT)) & (1 << (pfn & (GROUP - 1)))) !== 0;
       if (isFree) free++;
       if (isFree !== (this.refcount(pfn) === 0))
         return `F1: frame ${pfn} free=${isFree} refcount=${this.refcount(pfn)}`;
       if (isFree && zero && !this.#isZero(pfn)) return `F2: frame ${pfn} is marked zero and is not`;
+    }
+    for (let pfn = this.deviceFirst; pfn < this.deviceEnd; pfn++) {
+      if (this.#isFree(pfn) && this.refcount(pfn) !== 0)
+        return `F5: page ${pfn} of a device is free and has ${this.refcount(pfn)} references`;
     }
     if (free !== this.free) return `F3: ${free} free bits, count says ${this.free}`;
     return undefined;

@@ -31,7 +31,11 @@ export const AGENT_LIMIT_WORDS = 64;
 export const MEM_USED: number = MEM_AGENTS + AGENT_LIMIT_WORDS; // O
 export const MEM_FOLIO_QUEUES: number = MEM_USED + AGENT_LIMIT_WORDS; // A  wait queues for folio locks, hashed by frame
 export const FOLIO_QUEUE_COUNT = 64; // power of two
-export const MEM_WORDS: number = MEM_FOLIO_QUEUES + FOLIO_QUEUE_COUNT * QUEUE_WORDS;
+/** Pages of devices have numbers behind those of frames, and records, but no bytes here. */
+export const MEM_DEVICE_FIRST: number = MEM_FOLIO_QUEUES + FOLIO_QUEUE_COUNT * QUEUE_WORDS; // C  the first number, a multiple of 32
+export const MEM_DEVICE_PAGES: number = MEM_DEVICE_FIRST + 1; // C  how many there can be
+export const MEM_DEVICE_END: number = MEM_DEVICE_FIRST + 2; // A  behind the last that a device ever had
+export const MEM_WORDS: number = MEM_DEVICE_FIRST + 4;
 
 /** Bytes of a file that are read, kept together in memory and reclaimed as one. */
 export const CLUSTER_BYTES = 65536;

@@ -16,6 +16,7 @@ import { isMmError, MmError } from "../errors.ts";
 import { hmmPfn, type RangeFault, rangeFault } from "../hmm/index.ts";
 import { type AddressSpace, type PhysicalMemory, presentPages } from "../mm/index.ts";
 import type { IntervalNotifier, MmuNotifierRange } from "../notifier/index.ts";
+import { asAccess } from "./accessError.ts";
 
 export interface TableMirrorOptions {
   readonly memory: PhysicalMemory;
@@ -258,10 +259,11 @@ export class TableMirror implements AsyncDisposable {
 
   /** Leaves out what cannot be had. Throws if that is the page itself: the others are a bonus. */
   #shorten(fill: Fill, error: unknown): void {
-    const { address } = error as { address?: unknown };
+    const failure = asAccess(error);
+    const { address } = failure as { address?: unknown };
     const before =
       typeof address === "number" ? Math.floor((address - this.#addressOf(fill.page)) / this.pageSize) : 0;
-    if (before <= 0 || before >= fill.pages) throw error;
+    if (before <= 0 || before >= fill.pages) throw failure;
     fill.pages = before;
   }
 

@@ -148,7 +148,6 @@ export interface AnonMapping {
  */
 export function anonMappingsOf(mm: Mm, pfn: number): AnonMapping[] {
   const { agent, frames } = mm;
-  const w = agent.words;
   lockSpin(agent, mm.header + MM_LOCK);
   const home = frames.mapping(pfn) as AnonVma;
   // Looked at again last: the frame may be another's by now, but then not of this anon_vma unless that lives.
@@ -164,8 +163,38 @@ export function anonMappingsOf(mm: Mm, pfn: number): AnonMapping[] {
   const root = rootOf(mm, home);
   lockSpin(agent, root + AV_LOCK);
   unlockSpin(agent, mm.header + MM_LOCK);
+  const found = findLocked(mm, home, frames.index(pfn));
+  unlockSpin(agent, root + AV_LOCK);
+  return found;
+}
+
+/** As anonMappingsOf() for a page that is on its way, so that nothing maps it. Preconditions: a use of its anon_vma, `home`. */
+export function anonMappingsAt(mm: Mm, home: AnonVma, index: number): AnonMapping[] {
+  const { agent } = mm;
+  const root = rootOf(mm, home);
+  lockSpin(agent, root + AV_LOCK);
+  const found = findLocked(mm, home, index);
+  unlockSpin(agent, root + AV_LOCK);
+  return found;
+}
+
+/** A use of the anon_vma that a mapped frame names, for dropAnon(); 0 if it is not mapped. */
+export function holdAnonOf(mm: Mm, pfn: number): AnonVma {
+  const { agent, frames } = mm;
+  lockSpin(agent, mm.header + MM_LOCK);
+  const home = frames.mapcount(pfn) > 0 && (frames.flags(pfn) & PG_ANON) !== 0 ? frames.mapping(pfn) : 0;
+  if (home !== 0) Atomics.add(agent.words, home + AV_USES, 1);
+  unlockSpin(agent, mm.header + MM_LOCK);
+  return home as AnonVma;
+}
+
+/** Preconditions: the family's lock. */
+function findLocked(mm: Mm, home: AnonVma, pgoff: number): AnonMapping[] {
+  const { agent } = mm;
+  const w = agent.words;
+  const root = rootOf(mm, home);
   const found: AnonMapping[] = [];
-  const index = frames.index(pfn) >>> 0;
+  const index = pgoff >>> 0;
   for (const page of [index, index + OFFSETS]) {
     for (
       let node = itFirst(agent, root + AV_VMAS, page, page);
@@ -180,6 +209,5 @@ export function anonMappingsOf(mm: Mm, pfn: number): AnonMapping[] {
       Atomics.add(w, spUsersAt(space, mm.maxAgents, agent.slot), 1);
     }
   }
-  unlockSpin(agent, root + AV_LOCK);
   return found;
 }

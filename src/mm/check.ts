@@ -31,8 +31,10 @@ import {
   FL_PAGES,
   FL_ROOT,
   FL_VMAS,
+  SP_MIGRATING,
   SP_PGD,
   SP_SHARED,
+  SP_SPECIAL,
   SP_VMAS,
   VM_PROT,
   VM_SHARED,
@@ -45,9 +47,13 @@ import { fileAt } from "./pageCache.ts";
 import {
   isBusy,
   isValid,
+  kindOfPte,
   pfnOfPte,
+  PTE_DEVICE_EXCLUSIVE,
+  PTE_DEVICE_PRIVATE,
   PTE_DIRTY,
   PTE_EXCLUSIVE,
+  PTE_MIGRATION,
   PTE_READ,
   PTE_WRITE,
   PTE_WRITTEN,
@@ -57,6 +63,7 @@ import { INDEX_END, radixStretches, TABLE_SHARED } from "./radix.ts";
 import { releaseMappings } from "./rmap.ts";
 import { eachTlbEntry, type SpaceCore } from "./spaceCore.ts";
 import { allVmas, fileIndexOf, findVma, vmaAnon, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
+import { eachTrackedPage } from "./trackers.ts";
 import { checkHeldRuns, viewedFrames } from "./views.ts";
 
 /** What is wrong with a valid entry, given its mapping. */
@@ -89,6 +96,29 @@ function checkEntry(space: SpaceCore, vma: Vma, vpn: number, pte: number): strin
   return undefined;
 }
 
+/** True for an entry that counts as a mapping of its page. */
+const mapsPage = (pte: number): boolean =>
+  isValid(pte) || kindOfPte(pte) === PTE_DEVICE_PRIVATE || kindOfPte(pte) === PTE_DEVICE_EXCLUSIVE;
+
+/** What is wrong with an entry of a page that no agent can get at, given its mapping. */
+function checkSpecialEntry(space: SpaceCore, vma: Vma, vpn: number, pte: number): string | undefined {
+  const { frames } = space.mm;
+  const pfn = pfnOfPte(pte);
+  if (Atomics.load(space.agent.words, space.slot + SP_SPECIAL) === 0)
+    return "is special, and its space does not say so";
+  if (kindOfPte(pte) === PTE_MIGRATION) return "is on its way at rest (M1)";
+  if (vma === 0 || (vmaFlags(space, vma) & VM_SHARED) !== 0)
+    return `has page ${pfn} outside every private mapping`;
+  if ((kindOfPte(pte) === PTE_DEVICE_PRIVATE) !== frames.isDevice(pfn))
+    return `has page ${pfn} of the wrong kind`;
+  if (frames.refcount(pfn) === 0) return `has the free page ${pfn}`;
+  const own = (pte & PTE_EXCLUSIVE) !== 0;
+  if (own && frames.mapcount(pfn) !== 1)
+    return `has page ${pfn} for its own, which is mapped ${frames.mapcount(pfn)} times`;
+  if (kindOfPte(pte) === PTE_DEVICE_EXCLUSIVE && !own) return "is a device's own and not its space's (X2)";
+  return checkAnonymousEntry(space, vma, vpn, pfn);
+}
+
 /** A2, but for what only the tree can say. */
 function checkAnonymousEntry(space: SpaceCore, vma: Vma, vpn: number, pfn: number): string | undefined {
   const { mm } = space;
@@ -109,7 +139,7 @@ function foundEntries(mm: Mm, pfn: number): number {
   const places = new Set<string>();
   for (const { space, vpn } of mappings) {
     const pte = loadPte(mm.spaceAt(space), vpn);
-    if (isValid(pte) && pfnOfPte(pte) === pfn) places.add(`${space} ${vpn}`);
+    if (mapsPage(pte) && pfnOfPte(pte) === pfn) places.add(`${space} ${vpn}`);
   }
   const unique = new Set(mappings.map(({ space, vpn }) => `${space} ${vpn}`)).size === mappings.length;
   releaseMappings(mm, mappings);
@@ -210,16 +240,17 @@ function checkVmas(space: SpaceCore, counts: AnonCounts): string | undefined {
 export function checkMemory(mm: Mm): string | undefined {
   const { agent, frames } = mm;
   const w = agent.words;
-  const maps = new Int32Array(frames.count);
-  const references = new Int32Array(frames.count);
+  const maps = new Int32Array(frames.deviceEnd);
+  const references = new Int32Array(frames.deviceEnd);
   /** Pages of spaces that have a frame: more than its mappings, where they share a table. */
-  const places = new Int32Array(frames.count);
+  const places = new Int32Array(frames.deviceEnd);
   const tables = new Map<number, { spaces: number; owned: boolean }>();
   const anons: AnonCounts = { vmas: new Map() };
   let wrong: string | undefined = frames.check() ?? checkHeap(agent, mm.heap);
   const note = (text: string): void => {
     wrong ??= text;
   };
+  const unwritten = checkTrackers(mm, note);
   for (const slot of mm.allSpaces()) {
     const space = mm.spaceAt(slot);
     wrong ??= checkIntervalTree(agent, slot + SP_VMAS) ?? checkSubscriptions(space.notifiers.context);
@@ -236,10 +267,18 @@ export function checkMemory(mm: Mm): string | undefined {
         if (pte === 0) continue;
         const where = `page ${vpn + k} of space ${space.id}`;
         if (isBusy(pte)) note(`${where} is busy at rest`);
-        if (!isValid(pte)) continue;
-        const fault = checkEntry(space, findVma(space, (vpn + k) * mm.pageSize), vpn + k, pte);
+        if (kindOfPte(pte) !== 0) {
+          const fault = checkSpecialEntry(space, findVma(space, (vpn + k) * mm.pageSize), vpn + k, pte);
+          if (fault !== undefined) note(`${where} ${fault}`);
+        }
+        if (!mapsPage(pte)) continue;
+        const fault = isValid(pte)
+          ? checkEntry(space, findVma(space, (vpn + k) * mm.pageSize), vpn + k, pte)
+          : undefined;
         if (fault !== undefined) note(`${where} ${fault}`);
         const pfn = pfnOfPte(pte);
+        if (!isShared && (pte & PTE_WRITE) !== 0 && unwritten.has(pfn))
+          note(`W1: ${where} is writable, and its frame ${pfn} counts as not written`);
         places[pfn]!++;
         if (others) continue; // one mapping for all who have the table
         maps[pfn]!++;
@@ -248,6 +287,8 @@ export function checkMemory(mm: Mm): string | undefined {
     });
     if (Atomics.load(w, slot + SP_SHARED) !== shared)
       note(`S4: space ${space.id} has ${shared} shared tables, counted ${Atomics.load(w, slot + SP_SHARED)}`);
+    if (Atomics.load(w, slot + SP_MIGRATING) !== 0)
+      note(`M2: space ${space.id} has pages on their way at rest`);
   }
   for (const [table, { spaces, owned }] of tables) {
     const counted = Math.max(1, Atomics.load(w, blockNote(agent, mm.heap, table)));
@@ -264,7 +305,7 @@ export function checkMemory(mm: Mm): string | undefined {
     for (const pfn of viewedFrames(mm, slot)) references[pfn]!++;
     wrong ??= checkHeldRuns(mm, slot);
   }
-  for (let pfn = 1; pfn < frames.count; pfn++) {
+  for (let pfn = 1; pfn < frames.deviceEnd; pfn++) {
     if (frames.mapcount(pfn) !== maps[pfn])
       note(`F4: frame ${pfn} is mapped ${maps[pfn]} times, counted ${frames.mapcount(pfn)}`);
     // Only where all else is right: it follows what the frame and the trees say.
@@ -278,6 +319,24 @@ export function checkMemory(mm: Mm): string | undefined {
       note(`F4: frame ${pfn} has ${frames.refcount(pfn)} references, ${references[pfn]} are in use`);
   }
   return wrong;
+}
+
+/** W3. Returns the frames that nobody may write to without a fault, for W1. */
+function checkTrackers(mm: Mm, note: (text: string) => void): Set<number> {
+  const unwritten = new Set<number>();
+  for (const slot of mm.allSpaces()) {
+    const space = mm.spaceAt(slot);
+    eachTrackedPage(space, (vpn, written, away) => {
+      if (written && !away) return;
+      const pte = loadPte(space, vpn);
+      if (!written && isValid(pte)) unwritten.add(pfnOfPte(pte));
+      // What a dead agent had away may be unmapped since.
+      if (!away || !isValid(pte)) return;
+      if ((pte & PTE_EXCLUSIVE) === 0 || (pte & (PTE_READ | PTE_WRITE)) !== 0)
+        note(`W3: page ${vpn} of space ${space.id} is away, and can be used or is not its mapping's own`);
+    });
+  }
+  return unwritten;
 }
 
 function checkFilePages(mm: Mm, file: File, references: Int32Array, note: (text: string) => void): void {

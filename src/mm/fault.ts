@@ -17,10 +17,15 @@
  *   write           read-only  private, sole owner  the entry becomes writable and exclusive   -
  *   write           read-only  private              copy-on-write                              CLEAR, one page
  *   any             guard      any                  SegvError                                  -
+ *   any             poison     any                  BusError                                   -
+ *   any             exclusive to a device           the entry becomes valid, see exclusive.ts  CLEAR, one page
+ *   any             on a device                     it is brought back, see migrate.ts         MIGRATE, its neighbours too
+ *   any             on its way                      waits                                      -
+ *   any             no rights  away in a device     its owner brings the bytes home            PROTECTION_PAGE, one page
  *
  * Lock order: mmapLock (read) > folio lock (tried only) > heap.
  */
-import { BusError, MmError, SegvError } from "../errors.ts";
+import { BusError, isMmError, MmError, SegvError } from "../errors.ts";
 import {
   MOST_MAPPINGS,
   PG_ANON,
@@ -50,6 +55,7 @@ import {
   type Pte,
   SP_FAULTQ,
   SP_MMAP_LOCK,
+  SP_TRACKERS,
   VM_LOCKED,
   VM_PROT,
   VM_SHARED,
@@ -60,18 +66,27 @@ import { prepareAnon } from "./anonVma.ts";
 import { batchReplaced, isBatched } from "./batches.ts";
 import { unuseFile, useFile } from "./files.ts";
 import { joinSpace, unuseSpace, useSpace } from "./lifetime.ts";
+import { takeBackOp } from "./exclusive.ts";
+import { isRefusal, textOf } from "./fileIo.ts";
+import { bringHomeOp, waitMovedOp } from "./migrate.ts";
 import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
   busyOf,
   busySlot,
   isBusy,
+  isSpecial,
   isValid,
+  kindOfPte,
   makePte,
   pfnOfPte,
   PTE_ACCESSED,
+  PTE_DEVICE_EXCLUSIVE,
+  PTE_DEVICE_PRIVATE,
   PTE_EXCLUSIVE,
   PTE_GUARD,
+  PTE_MIGRATION,
+  PTE_POISON,
   PTE_READ,
   PTE_VALID,
   PTE_WRITE,
@@ -80,8 +95,10 @@ import {
 import { radixFind } from "./radix.ts";
 import { ensureEntry, loadPte, noTables } from "./pageTables.ts";
 import { allocFrameOp } from "./reclaim.ts";
+import { noteFileWrite } from "./rmap.ts";
 import { markRange } from "./shootdown.ts";
 import { FIRST_VPN, LAST_VPN, type SpaceCore } from "./spaceCore.ts";
+import { forgetAway, isAway, noteWrite } from "./trackers.ts";
 import { fileIndexOf, findVma, vmaEnd, vmaFile, vmaFlags, vmaStart } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
 
@@ -98,6 +115,11 @@ export const FAULT_LOCKED = 8; //   the page is locked; see `need`
 export const FAULT_COW = 9; //      needs copy-on-write, which waits
 export const FAULT_CONTENDED = 10; // mmapLock is taken
 export const FAULT_MAPPED = 11; //  the page is mapped as often as can be counted
+export const FAULT_POISON = 12; //  the page is lost
+export const FAULT_EXCLUSIVE = 13; // a device has the page for its own
+export const FAULT_DEVICE = 14; //  the page is on a device
+export const FAULT_MOVING = 15; //  the page is on its way to a device or back
+export const FAULT_AWAY = 16; //    its newest bytes are in a device
 
 /**
  * Which page FAULT_PAGE and FAULT_LOCKED mean; what the copy of FAULT_COW is to name. Filled by the last tryFault() of this
@@ -135,13 +157,33 @@ function faultLocked(space: SpaceCore, vpn: number, write: boolean): number {
   if (entry === 0) return FAULT_ARENA;
   const pte = agent.words[entry]!; // plain: every change from here on is a compare-exchange
   if (isBusy(pte)) return FAULT_BUSY;
+  if (agent.words[space.slot + SP_TRACKERS] !== 0) {
+    if (isAway(space, vpn)) {
+      if (isValid(pte)) return FAULT_AWAY;
+      forgetAway(space, vpn); // unmapped since, and its owner has died
+    }
+    // Before the store becomes possible: who collects what was written holds mmapLock for writing.
+    if (write) noteWrite(space, vpn);
+  }
   if (pte === PTE_GUARD) return FAULT_MAPERR;
+  if (isSpecial(pte)) return lackOf(pte);
   mm.count(CT_MINOR);
   if (isValid(pte))
     return write ? faultWriteProtected(space, vma, vpn, entry, pte, flags) : setBits(space, entry, pte, 0);
   const file = vmaFile(space, vma);
   if (file === 0) return faultAnonymous(space, vma, vpn, entry, write);
   return faultFile(space, vma, vpn, entry, fileAt(mm, file), flags, write);
+}
+
+/** What an access lacks that finds an entry of a page nobody can get at as it is. */
+function lackOf(pte: number): number {
+  if (pte === PTE_POISON) return FAULT_POISON;
+  const kind = kindOfPte(pte);
+  return kind === PTE_DEVICE_PRIVATE
+    ? FAULT_DEVICE
+    : kind === PTE_DEVICE_EXCLUSIVE
+      ? FAULT_EXCLUSIVE
+      : FAULT_MOVING;
 }
 
 /** Adds bits to a valid entry. If it changed meanwhile the access simply faults again. */
@@ -188,6 +230,7 @@ function faultWriteProtected(
   }
   if (Atomics.load(agent.words, entry) === pte) {
     mm.frames.setFlags(pfn, PG_DIRTY);
+    noteFileWrite(file, fileIndexOf(space, vma, vpn));
     setBits(space, entry, pte, PTE_WRITTEN);
   }
   mm.frames.unlockFolio(pfn);
@@ -297,7 +340,10 @@ function mapLocked(
     frames.put(pfn);
     return FAULT_DONE;
   }
-  if ((bits & PTE_WRITE) !== 0) frames.setFlags(pfn, PG_DIRTY);
+  if ((bits & PTE_WRITE) !== 0) {
+    frames.setFlags(pfn, PG_DIRTY);
+    noteFileWrite(file, index);
+  }
   const counted = frames.tryMap(pfn);
   const pte = makePte(pfn, PTE_VALID | PTE_READ | bits);
   const mapped = counted && Atomics.compareExchange(space.agent.words, entry, 0, pte) === 0;
@@ -396,17 +442,43 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
           `the page of the file is mapped ${MOST_MAPPINGS} times, which is the most; unmap it elsewhere`,
         );
       }
+      if (result === FAULT_POISON)
+        throw new BusError("access", address, "the page is lost: the device that had it is gone");
       if (result === FAULT_BUSY) yield* waitWhileBusyOp(space, vpn);
+      else if (result === FAULT_MOVING) yield* waitWhileMovingOp(space, vpn);
+      else if (result === FAULT_EXCLUSIVE) yield* takeBackOp(space, vpn, (body) => lockedOp(space, body));
+      else if (result === FAULT_DEVICE) yield* broughtHomeOp(space, vpn, address);
       // Reserved by freeing it again: the next try takes it at once, or somebody was faster and we go round.
       else if (result === FAULT_FRAME) mm.frames.put(yield* allocFrameOp(mm, false));
       // The reference keeps the page from being reclaimed before we have mapped it.
       else if (result === FAULT_PAGE) held = yield* getPageOp(need.file!, need.index, address);
       else if (result === FAULT_LOCKED) yield* waitUnlockedOp(space, need.pfn);
+      else if (result === FAULT_AWAY) yield* fetchAwayOp(space, vpn, address);
     }
   } finally {
     if (held !== 0) mm.frames.put(held);
     for (const file of files) unuseFile(mm, file);
   }
+}
+
+/**
+ * Has a page brought home from the device that has its newest bytes, and may keep them for reading: see writeTracker.ts.
+ * Preconditions: no lock held. Errors: ECALLBACK; BusError if nobody has them any more.
+ */
+function* fetchAwayOp(space: SpaceCore, vpn: number, address: number): Op<void> {
+  const { agent, mm } = space;
+  const c = space.notifiers.context;
+  const blockable = agent.current?.mode !== "try";
+  const [start, end] = [vpn * mm.pageSize, (vpn + 1) * mm.pageSize];
+  const range = makeRange(c.space, start, end, MmuNotifierEvent.ProtectionPage, blockable);
+  const rest = openRange(c, range, false);
+  if (rest) yield* rest;
+  mm.count(CT_EVENTS + MmuNotifierEvent.ProtectionPage);
+  endOpenRange(c, range);
+  mm.protect(space.slot);
+  const still = isAway(space, vpn);
+  mm.unprotect();
+  if (still) throw new BusError("access", address, "its newest bytes were in a device whose agent has ended");
 }
 
 /** Preconditions: mmapLock; without it the answer may be old. */
@@ -422,6 +494,38 @@ function* waitWhileBusyOp(space: SpaceCore, vpn: number): Op<void> {
     "a busy page-table entry",
     () => space.agent.ownerAt(busySlot(loadPte(space, vpn))),
   );
+}
+
+function* waitWhileMovingOp(space: SpaceCore, vpn: number): Op<void> {
+  const pte = loadPte(space, vpn);
+  const pfn = pfnOfPte(pte);
+  if (kindOfPte(pte) !== PTE_MIGRATION) return;
+  yield* waitMovedOp(space.mm, pfn, () => loadPte(space, vpn) !== pte || !space.mm.frames.isLocked(pfn));
+}
+
+/** Errors: BusError if the device cannot deliver the page. */
+function* broughtHomeOp(space: SpaceCore, vpn: number, address: number): Op<void> {
+  try {
+    yield* bringHomeOp(space, vpn);
+  } catch (error) {
+    if (isRefusal(error) || isMmError(error, "ESRCH") || isMmError(error, "ENOMEM")) throw error;
+    throw new BusError(
+      "access",
+      address,
+      `the device that has the page did not deliver it: ${textOf(error)}`,
+      error,
+    );
+  }
+}
+
+function* lockedOp(space: SpaceCore, body: () => Op<void>): Op<void> {
+  const lock = space.slot + SP_MMAP_LOCK;
+  yield* lockReadOp(space.agent, lock, LockRank.mmapLock, "mmapLock");
+  try {
+    yield* body();
+  } finally {
+    unlockRead(space.agent, lock, LockRank.mmapLock);
+  }
 }
 
 function* waitUnlockedOp(space: SpaceCore, pfn: number): Op<void> {

@@ -13,14 +13,11 @@ import {
   MSG_ARG1,
   MSG_ARG2,
   MSG_ARG3,
-  MSG_POSTED,
   MSG_RESULT,
-  MSG_TEXT_LENGTH,
   type Op,
   ownerGone,
-  slotOfOwner,
-  waitOp,
 } from "../sched/index.ts";
+import { askOp } from "./ask.ts";
 import { type Backing } from "./backing.ts";
 import {
   CT_WRITEBACKS,
@@ -185,53 +182,14 @@ export function* flushOp(file: FileCore): Op<void> {
   if (effect) yield effect;
 }
 
-function* askOpenerOp(file: FileCore, piece: Piece, kind: number): Op<number> {
-  const { agent } = file.mm;
-  const w = agent.words;
-  const owner = Atomics.load(w, file.slot + FL_OPENER);
-  // Once asked, the opener reads and writes these frames: it cannot be told to stop.
-  if (agent.current?.mode === "try") {
-    throw new MmError(
-      "EAGAIN",
-      "try",
-      `would have to wait for agent ${slotOfOwner(owner)}, which serves file ${file.id}`,
-    );
-  }
-  const gone = (): MmError =>
-    new MmError(
-      "EIO",
-      "access",
-      `agent ${slotOfOwner(owner)}, which opened this file and served it, is gone`,
-    );
-  if (ownerGone(w, owner)) throw gone();
-  let m = agent.tryReserveMessage(kind);
-  if (m === 0) yield* waitOp(0, () => (m = agent.tryReserveMessage(kind)) !== 0, "a free message");
-  Atomics.store(w, m + MSG_ARG0, file.slot);
-  Atomics.store(w, m + MSG_ARG1, piece.pfn);
-  Atomics.store(w, m + MSG_ARG2, piece.pages);
-  Atomics.store(w, m + MSG_ARG3, piece.index);
-  agent.send(slotOfOwner(owner), m, false);
-  try {
-    yield* waitOp(
-      0,
-      () => agent.messageDone(m) || ownerGone(w, owner),
-      `file ${file.id}`,
-      () => owner,
-    );
-  } catch (error) {
-    // Nobody waits any more: whoever answers it frees it.
-    Atomics.store(w, m + MSG_POSTED, 1);
-    if (agent.messageDone(m)) agent.freeMessage(m);
-    throw error;
-  }
-  const text = Atomics.load(w, m + MSG_TEXT_LENGTH) > 0 ? agent.messageText(m) : "";
-  const bytes = Atomics.load(w, m + MSG_RESULT);
-  const done = agent.messageDone(m);
-  agent.freeMessage(m);
-  if (!done) throw gone();
-  if (text !== "") throw new MmError("EIO", "access", text);
-  return bytes;
-}
+const askOpenerOp = (file: FileCore, piece: Piece, kind: number): Op<number> =>
+  askOp(file.mm, {
+    owner: Atomics.load(file.mm.agent.words, file.slot + FL_OPENER),
+    kind,
+    args: [file.slot, piece.pfn, piece.pages, piece.index],
+    what: `file ${file.id}`,
+    because: `opened file ${file.id} and serves it`,
+  });
 
 /** Serves other agents' reads and writes of the files that this agent opened. */
 export function serveFiles(mm: Mm, start: (op: Op<void>, settled: (error: unknown) => void) => void): void {

@@ -20,19 +20,33 @@
  * A page that somebody holds a reference to besides its mappings (a span, a pin) may be written without an entry: the
  * child gets a copy of it at once, and its table is copied, too.
  *
+ * A page on a device is shared like one in a frame. What a device has for its own is taken back first, and what is on its way
+ * to a device or back is waited for; a space that ever had such pages shares no page-table page.
+ *
  * Lock order: mmapLock of the parent (write) > folio lock (tried only) > file lock > heap. Nobody uses the child yet.
  */
 import { arenaFull, MmError } from "../errors.ts";
-import { itPredecessor, itStart, itSuccessor, PG_ANON, PG_UPTODATE, ZERO_PFN } from "../memory/index.ts";
+import {
+  itPredecessor,
+  itStart,
+  itSuccessor,
+  MOST_MAPPINGS,
+  PG_ANON,
+  PG_UPTODATE,
+  ZERO_PFN,
+} from "../memory/index.ts";
 import { MmuNotifierEvent, type OpenRange } from "../notifier/index.ts";
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import { createAnon, dropAnon, homeOf } from "./anonTree.ts";
+import { lockedExclusive, takeAllBack } from "./exclusive.ts";
 import { exitOp } from "./exit.ts";
 import {
   type AnonVma,
   FL_LOCK,
+  SP_MIGRATING,
+  SP_SPECIAL,
   SP_STATE,
   type Space,
   SPACE_LIVE,
@@ -47,16 +61,21 @@ import {
   type Vma,
   VMA_FILE_NODE,
 } from "./layout.ts";
+import { usingOp } from "./lifetime.ts";
+import { waitMovedOp, waitSettledOp } from "./migrate.ts";
 import type { Mm } from "./mm.ts";
 import {
   isValid,
+  kindOfPte,
   makePte,
   pfnOfPte,
   PTE_ACCESSED,
+  PTE_DEVICE_PRIVATE,
   PTE_EXCLUSIVE,
   PTE_GUARD,
   PTE_PFN,
   PTE_PFN_SHIFT,
+  PTE_POISON,
   PTE_WRITE,
 } from "./pte.ts";
 import { LEAF_ENTRIES, radixStretches } from "./radix.ts";
@@ -88,10 +107,13 @@ import {
   vmaStart,
 } from "./vma.ts";
 import { anyHeldRuns } from "./views.ts";
-import { changeRangeOp } from "./zap.ts";
+import { changeRangeOp, maySpecial } from "./zap.ts";
 
 /** How often it begins again for frames that it lacks: each time it frees what it lacked, and others may take that. */
 const ROUNDS = 8;
+
+/** Instead of a number of frames: it has to wait first. */
+const UNSETTLED = -1;
 
 /** What a vma of the parent is copied to. */
 interface Heir {
@@ -111,7 +133,11 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
     const enter = (): void => void Atomics.store(mm.agent.words, child.slot + SP_STATE, SPACE_LIVE);
     let lacking: number;
     try {
-      lacking = yield* writingOp(space, "fork", () => copyLockedOp(space, child));
+      // What is on its way is not copied: who moves it would have to find the copies, too.
+      for (lacking = UNSETTLED; lacking === UNSETTLED;) {
+        yield* usingOp(space, "fork", () => waitForDevicesOp(space));
+        lacking = yield* writingOp(space, "fork", () => copySettledOp(space, child));
+      }
     } catch (error) {
       enter();
       yield* exitOp(child);
@@ -130,6 +156,23 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
       for (const pfn of held) mm.frames.put(pfn);
     }
   }
+}
+
+/** As copyLockedOp(); UNSETTLED if pages are on their way or being taken by a device, and nothing is done. */
+// eslint-disable-next-line require-yield
+function* copySettledOp(space: SpaceCore, child: SpaceCore): Op<number> {
+  if (Atomics.load(space.agent.words, space.slot + SP_MIGRATING) !== 0) return UNSETTLED;
+  if (maySpecial(space) && lockedExclusive(space) !== 0) return UNSETTLED;
+  return yield* copyLockedOp(space, child);
+}
+
+/** Waits for what copySettledOp() cannot do with. Preconditions: a use of the space, without mmapLock. */
+function* waitForDevicesOp(space: SpaceCore): Op<void> {
+  if (!maySpecial(space)) return;
+  yield* waitSettledOp(space);
+  const { frames } = space.mm;
+  for (let pfn = lockedExclusive(space); pfn !== 0; pfn = lockedExclusive(space))
+    yield* waitMovedOp(space.mm, pfn, () => !frames.isLocked(pfn));
 }
 
 /** Returns how many frames it lacked; 0: it is done. Preconditions: mmapLock of the parent held for writing. */
@@ -202,7 +245,7 @@ function partsOf(space: SpaceCore, heirs: readonly Heir[]): Parts {
     tableOf(end / pageSize - 1),
   ];
   const fit = new Set<Vma>();
-  for (const heir of heirs) {
+  for (const heir of maySpecial(space) ? [] : heirs) {
     if (heir.filled && !heir.shared && vmaFile(space, heir.vma) === 0) fit.add(heir.vma);
   }
   // Tables at the edges of what does not fit: what lies between is in nobody else's way.
@@ -257,6 +300,7 @@ function* protectOp(space: SpaceCore, heir: Heir, copied: readonly Stretch[] = [
   let whole = false;
   for (const { first, end } of copied) {
     ownTables(space, "fork", first, end);
+    if (maySpecial(space)) takeAllBack(space, first, end);
     yield* changeRangeOp(space, first, end, PTE_WRITE, 0, true);
     whole ||= first === low && end === high;
   }
@@ -324,6 +368,7 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
   const { pageSize } = mm;
   const w = agent.words;
   let lacking = 0;
+  if (maySpecial(space)) Atomics.store(w, child.slot + SP_SPECIAL, 1);
   const copyPart = (part: Part): void => {
     const anon = vmaAnon(child, part.vma);
     const home = anon === 0 ? 0 : homeOf(mm, anon);
@@ -333,7 +378,8 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
       if (to === 0) throw noTables("fork");
       for (let k = 0; k < count; k++) {
         const pte = Atomics.load(w, entry + k);
-        if (pte === PTE_GUARD) Atomics.store(w, to + k, PTE_GUARD);
+        if (pte === PTE_GUARD || pte === PTE_POISON) Atomics.store(w, to + k, pte);
+        if (kindOfPte(pte) === PTE_DEVICE_PRIVATE) copyDeviceEntry(space, entry + k, to + k, pte);
         if (isValid(pte) && !copyEntry(space, entry + k, to + k, home)) lacking++;
       }
     });
@@ -342,6 +388,25 @@ function copyEntries(space: SpaceCore, child: SpaceCore, { first, end }: Stretch
   for (let part = firstPart(child, first * pageSize, last); part; part = firstPart(child, part.end, last))
     copyPart(part);
   return lacking;
+}
+
+/** A page on a device is shared as any other: nobody has it for his own. Errors: ENOMEM. */
+function copyDeviceEntry(space: SpaceCore, entry: number, to: number, pte: number): void {
+  const { frames } = space.mm;
+  const w = space.agent.words;
+  const pfn = pfnOfPte(pte);
+  frames.get(pfn);
+  if (!frames.tryMap(pfn)) {
+    frames.put(pfn);
+    throw new MmError(
+      "ENOMEM",
+      "fork",
+      `a page on a device is mapped ${MOST_MAPPINGS} times, which is the most`,
+    );
+  }
+  const copy = pte & ~(PTE_EXCLUSIVE | PTE_WRITE);
+  Atomics.store(w, entry, copy);
+  Atomics.store(w, to, copy);
 }
 
 /** False if it takes a frame and there is none. */

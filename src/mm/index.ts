@@ -27,8 +27,41 @@ export {
 } from "./space.ts";
 export type { WaitResult } from "./waitWord.ts";
 // For the rows above.
+export {
+  createDevice,
+  destroyDevice,
+  type DeviceCopy,
+  type DeviceCore,
+  deviceOf,
+  type DeviceOps,
+} from "./device.ts";
+export { releaseExclusive, takeExclusiveOp } from "./exclusive.ts";
 export { faultOp } from "./fault.ts";
-export { usingOp } from "./lifetime.ts";
-export { isValid, pfnOfPte, PTE_READ, PTE_WRITE } from "./pte.ts";
+export {
+  detachedOp,
+  evictDeviceOp,
+  type Moved,
+  poisonOp,
+  toDeviceOp,
+  toMemoryOp,
+  waitMovedOp,
+} from "./migrate.ts";
+export { readingOp, readingPlainOp } from "./ranges.ts";
+export { VM_READ, VM_WRITE } from "./layout.ts";
+export { findVma, vmaEnd, vmaFlags } from "./vma.ts";
+export { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
+export {
+  isValid,
+  kindOfPte,
+  pfnOfPte,
+  PTE_DEVICE_PRIVATE,
+  PTE_GUARD,
+  PTE_MIGRATION,
+  PTE_POISON,
+  PTE_READ,
+  PTE_WRITE,
+} from "./pte.ts";
 export { presentPages } from "./pageTables.ts";
+export { WriteTracker } from "./writeTracker.ts";
 export { loadPte } from "./pageTables.ts";
+export { COPY_DOUBTFUL, COPY_SAFE, COPY_WATCHED, copyHolds, copyWorth } from "./unwritten.ts";

@@ -29,7 +29,9 @@ export const MM_HELD_RUNS: number = MM_PINS + 64; // O (reaper once)  per agent:
 export const MM_PROTECTED: number = MM_HELD_RUNS + 64; // O (reaper once)  per agent: the space it is about to use, 0 = none
 export const FUTEX_BUCKETS = 64;
 export const MM_FUTEXES: number = MM_PROTECTED + 64; // A  buckets of two words: see futex.ts
-export const MM_COUNTERS: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // O  per agent: COUNTER_WORDS counters
+export const MM_DEVICES: number = MM_FUTEXES + 2 * FUTEX_BUCKETS; // A (stored under MM_LOCK)  newest device
+export const MM_TRACKERS: number = MM_DEVICES + 2; // A  write trackers of all spaces: see trackers.ts
+export const MM_COUNTERS: number = MM_TRACKERS + 16; // O  per agent: COUNTER_WORDS counters
 export const COUNTER_WORDS = 32;
 export const mmWords = (maxAgents: number): number => MM_COUNTERS + maxAgents * COUNTER_WORDS;
 
@@ -55,8 +57,11 @@ export const SP_COLD_COUNT = 7; // A (set under M)  bits of SP_COLD
 export const SP_FAULTQ = 8; //    A  wait queue: a busy entry has been settled
 export const SP_COLD: number = SP_FAULTQ + QUEUE_WORDS; // A (set under M)  a bit for each entry of the top table: see pageTables.ts
 export const SP_SHARED: number = SP_COLD + 64; // A (set under M)  tables shared with other spaces, at most: see pageTables.ts
-export const SP_SPARE_VMA: number = SP_COLD + 65; // M  blank records of vmas, linked by VMA_SPACE: see vma.ts
-export const SP_MMAP_LOCK: number = SP_COLD + 66;
+export const SP_SPECIAL: number = SP_COLD + 65; // A  1: there may be entries of pages on devices, or on their way: see pte.ts
+export const SP_MIGRATING: number = SP_COLD + 66; // A  operations that have put migration entries in it
+export const SP_TRACKERS: number = SP_COLD + 67; // M  newest write tracker: see trackers.ts
+export const SP_SPARE_VMA: number = SP_COLD + 68; // M  blank records of vmas, linked by VMA_SPACE: see vma.ts
+export const SP_MMAP_LOCK: number = SP_COLD + 70;
 /** Each agent's TLB of this space, 0 = none. */
 export const spTlbAt = (space: number, maxAgents: number, slot: number): number =>
   space + SP_MMAP_LOCK + rwSemWords(maxAgents) + slot; // A (stored by the owner)
@@ -142,6 +147,21 @@ export const FILE_RESIZABLE = 2;
 export const FILE_FREE = 0;
 export const FILE_LIVE = 1;
 
+// Device: memory that only a device can address. Linux: dev_pagemap.
+export const DV_ID = 0; //     C
+export const DV_NEXT = 1; //   A (stored under MM_LOCK)
+export const DV_STATE = 2; //  A  DEVICE_*
+export const DV_FIRST = 3; //  C  number of its first page
+export const DV_PAGES = 4; //  C
+export const DV_OPENER = 5; // C  owner id of the agent that has it
+export const DV_OWNER = 6; //  C  what its notifiers know it by
+export const DV_AROUND = 7; // C  most pages that one access brings back
+export const DV_WORDS = 8;
+
+export const DEVICE_LIVE = 0;
+/** Its pages cannot be had any more. */
+export const DEVICE_LOST = 1;
+
 /** Bytes live in frames and nowhere else; they are never reclaimed. */
 export const BACKING_MEMORY = 1;
 /** Every agent opens its own from the descriptor. */
@@ -154,10 +174,14 @@ export const MESSAGE_READ = 16; //  ARG0 file, ARG1 first frame, ARG2 frames, AR
 export const MESSAGE_WRITE = 17; // the same
 export const MESSAGE_FLUSH = 18; // ARG0 file
 export const MESSAGE_TRUNCATE = 19; // ARG0 file; to the size that its record has
+export const MESSAGE_BRING_HOME = 20; // ARG0 space, ARG1 its id, ARG2 page; RESULT BROUGHT_*
+/** No frames are left for the page. */
+export const BROUGHT_NO_FRAMES = 1;
 
 export type Space = Slot<"space">;
 export type Vma = Slot<"vma">;
 export type File = Slot<"file">;
+export type Device = Slot<"device">;
 export type AnonVma = Slot<"anonVma">;
 /** Word index of a page-table entry, or of an entry of a file's radix tree. */
 export type Pte = Slot<"pte">;

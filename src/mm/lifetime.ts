@@ -28,6 +28,7 @@ import {
 } from "./layout.ts";
 import { destroyRadix } from "./radix.ts";
 import { type SpaceCore, takeTlbs, tlbWords } from "./spaceCore.ts";
+import { freeTrackers } from "./trackers.ts";
 
 /** Counts an operation on a space until unuseSpace(). A safepoint. Errors: ESRCH. */
 export function useSpace(space: SpaceCore, operation: string): void {
@@ -109,6 +110,7 @@ function destroySpace(space: SpaceCore): void {
     for (const table of takeTlbs(mm, space.slot, slot)) mm.free(table, tlbWords(mm.tlbEntries));
   }
   space.detachTlb();
+  freeTrackers(space);
   if (mm.spaces.get(space.slot) === space) mm.spaces.delete(space.slot);
   destroyRadix(agent, mm.heap, space.pgd);
   for (let vma = agent.words[space.slot + SP_SPARE_VMA]!; vma !== 0;) {

@@ -6,6 +6,7 @@ import { BACKING_MEMORY } from "./layout.ts";
 import { unuseFile, useFile } from "./files.ts";
 import { type FileCore, markReferenced, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
+import { noteFileWrite } from "./rmap.ts";
 import { allocateOp, growOp, punchHoleOp, truncateOp } from "./truncate.ts";
 import { syncFileOp } from "./writeback.ts";
 
@@ -51,6 +52,7 @@ function* transferFileOp(
         yield* frames.lockFolioOp(pfn);
         frame.set(bytes.subarray(done, done + n), within);
         frames.setFlags(pfn, PG_DIRTY | PG_UPTODATE);
+        noteFileWrite(file, index);
         frames.unlockFolio(pfn);
       }
     } finally {

@@ -61,6 +61,8 @@ import {
 } from "./layout.ts";
 import { unuseSpace } from "./lifetime.ts";
 import { Mm } from "./mm.ts";
+import { reapDevices, usedDevicePages } from "./device.ts";
+import { serveDevices } from "./migrate.ts";
 import { serveFiles } from "./fileIo.ts";
 import { fileAt } from "./pageCache.ts";
 import { syncFileOp } from "./writeback.ts";
@@ -78,6 +80,11 @@ export interface MemoryOptions {
   readonly pageSize?: 4096 | 16384 | 65536;
   /** Bytes of page tables and records; default: an eighth of the budget, at least 32 MiB. Committed as it is used. */
   readonly arena?: number | string;
+  /**
+   * Most bytes that devices can have besides, all together: pages that are there and not in a frame. Default: as the budget.
+   * Each page has a record of 16 bytes, committed as it is used.
+   */
+  readonly deviceMemory?: number | string;
   /** May this agent block? Default: true in workers, false on every main thread. */
   readonly mayBlock?: boolean;
   /** Bytes of neighbours that a file fault maps along; default 65536, which is what one read brings in. */
@@ -108,6 +115,8 @@ export interface MemoryStats {
     readonly dirty: number;
     readonly pinned: number;
   };
+  /** Pages that are on devices. */
+  readonly devicePages: number;
   /** Bytes of records and page tables in use. */
   readonly arenaBytes: number;
   readonly faults: { readonly minor: number; readonly major: number; readonly cow: number };
@@ -179,6 +188,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     this.agent = agent;
     this.handle = handle;
     this.mm = new Mm(agent, handle, (mm, slot) => new AddressSpace(mm, slot));
+    this.mm.memory = this;
     this.pageSize = this.mm.pageSize;
     this.#ops = {
       createSpace: () => this.#createSpaceOp(),
@@ -222,9 +232,10 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     });
     agent.viewsEnd.push(() => mm.views.dropAll());
     agent.reapers.push((slot, ownerId) => this.#reap(slot, ownerId));
-    serveFiles(mm, (op, settled) =>
-      start(agent, op, (outcome) => settled("error" in outcome ? outcome.error : undefined)),
-    );
+    const begin = (op: Op<void>, settled: (error: unknown) => void): void =>
+      start(agent, op, (outcome) => settled("error" in outcome ? outcome.error : undefined));
+    serveFiles(mm, begin);
+    serveDevices(mm, begin);
   }
 
   /** Errors with no caller: throwing callbacks in reclaim, soft lockups, deaths. */
@@ -408,6 +419,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
         dirty,
         pinned,
       },
+      devicePages: usedDevicePages(mm),
       arenaBytes: heapUsedWords(this.agent, mm.heap) * 4,
       faults: { minor: mm.counted(CT_MINOR), major: mm.counted(CT_MAJOR), cow: mm.counted(CT_COW) },
       evictions: mm.counted(CT_EVICTIONS),
@@ -445,6 +457,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     let held: string | undefined;
     mm.unprotect(slot);
     reapFutexes(mm, ownerId);
+    reapDevices(mm, ownerId);
     for (const record of mm.useAllSpaces()) {
       const space = mm.spaceAt(record);
       try {
@@ -473,6 +486,7 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
     for (const forget of this.#adopted) forget();
     this.#adopted.clear();
     this.agent.leave();
+    reapDevices(this.mm, this.agent.ownerId);
     this.mm.pins.dropAll();
     // Other agents may end spaces meanwhile: their subscriptions stay until we have looked through them.
     const held = this.mm.useAllSpaces();
@@ -527,6 +541,8 @@ export class PhysicalMemory implements NotifierHost, AsyncDisposable {
 }
 
 const PAGE_SIZES: readonly number[] = [4096, 16384, 65536];
+/** A device has a multiple of so many pages. */
+const DEVICE_GROUP = 32;
 
 function bytesOption(value: number | string, name: string): number {
   const bytes = parseBytes(value);
@@ -574,8 +590,23 @@ export async function createMemory(options: MemoryOptions): Promise<PhysicalMemo
       `budget must be at most ${(PFN_LIMIT * pageSize) / 1024 ** 3} GiB with this page size`,
     );
   }
+  const group = DEVICE_GROUP * pageSize;
+  // What is not asked for gives way.
+  const most = Math.floor((PFN_LIMIT * pageSize - budgetBytes) / group - 1) * group;
+  const deviceBytes =
+    options.deviceMemory === undefined
+      ? Math.max(0, Math.min(most, Math.ceil(budgetBytes / group) * group))
+      : Math.ceil(bytesOption(options.deviceMemory, "deviceMemory") / group) * group;
+  if (deviceBytes > Math.max(0, most)) {
+    throw new MmError(
+      "ENOMEM",
+      "createMemory",
+      `budget and deviceMemory together must be less than ${(PFN_LIMIT * pageSize) / 1024 ** 3} GiB with this page size`,
+    );
+  }
   const handle = createArena({
     budgetBytes: Math.floor(budgetBytes / pageSize) * pageSize,
+    deviceBytes,
     pageSize,
     arenaBytes: options.arena === undefined ? undefined : bytesOption(options.arena, "arena"),
     faultAroundBytes: options.faultAround ?? 65536,

@@ -18,8 +18,10 @@ import {
 import { type Agent, checkLiveness, HDR_MAX_AGENTS, HDR_ROOT } from "../sched/index.ts";
 import { lockSpin, unlockSpin } from "../sync/index.ts";
 import type { Backing } from "./backing.ts";
+import type { DeviceOps } from "./device.ts";
 import {
   COUNTER_WORDS,
+  type Device,
   type File,
   FILE_FREE,
   FILE_LIVE,
@@ -41,6 +43,7 @@ import {
   spUsersAt,
   type Space,
 } from "./layout.ts";
+import type { PhysicalMemory } from "./memory.ts";
 import type { FileCore } from "./pageCache.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { Pins, Views } from "./views.ts";
@@ -78,8 +81,12 @@ export class Mm {
   readonly pins: Pins;
   /** Backings that this agent opened, by record of the file. */
   readonly backings: Map<File, Backing> = new Map();
+  /** How pages get in and out of the devices that this agent has. */
+  readonly deviceOps: Map<Device, DeviceOps> = new Map();
   /** Files that this agent is destroying. */
   readonly closing: Set<Promise<void>> = new Set();
+  /** What this agent has of the memory. */
+  memory!: PhysicalMemory;
   readonly #counters: number;
   readonly #makeSpace: (mm: Mm, slot: Space) => SpaceCore;
 

@@ -21,7 +21,7 @@ import type { Mm } from "./mm.ts";
 import { unmapLockedOp } from "./mmap.ts";
 import { populateMappingOp } from "./populate.ts";
 import { mapsFilePage } from "./pageCache.ts";
-import { PTE_GUARD, PTE_SOFT_DIRTY, PTE_WRITE } from "./pte.ts";
+import { PTE_GUARD, PTE_POISON, PTE_SOFT_DIRTY, PTE_WRITE } from "./pte.ts";
 import { INDEX_END, radixFind, radixRun, radixStretches } from "./radix.ts";
 import { ensureEntry, noTables, ownTables } from "./pageTables.ts";
 import { close, extentOf, firstPart, openOp, type Part, writingOp } from "./ranges.ts";
@@ -280,6 +280,7 @@ function moveEntries(space: SpaceCore, taken: Changed, first: number, end: numbe
  * which the page is written; the next store tells of it.
  */
 function movedEntry(mm: Mm, pte: number): number {
+  if (pte === PTE_POISON) return pte;
   return (mapsFilePage(mm, pte) ? pte & ~PTE_WRITE : pte) | PTE_SOFT_DIRTY;
 }
 

@@ -156,7 +156,7 @@ function copyTable(mm: Mm, from: number, to: number): void {
     const pte = w[to + k]!;
     if (!isBusy(pte)) continue;
     frames.addMapping(pfnOfPte(pte));
-    Atomics.store(w, to + k, settleBusy(pte) & ~NOT_SHARED);
+    Atomics.store(w, to + k, settleBusy(pte, false) & ~NOT_SHARED);
   }
 }
 

@@ -8,14 +8,16 @@ import { endOpenRange, makeRange, MmuNotifierEvent, openRange } from "../notifie
 import type { Op } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
 import { type AnonMapping, anonMappingsOf } from "./anonTree.ts";
-import { CT_EVENTS, type Space } from "./layout.ts";
+import { CT_EVENTS, MM_TRACKERS, SP_TRACKERS, type Space } from "./layout.ts";
 import { unuseSpace } from "./lifetime.ts";
 import type { Mm } from "./mm.ts";
-import { type FileCore, type FileMapping, mappingsOf } from "./pageCache.ts";
+import { type FileCore, type FileMapping, mappingsOf, mapsFilePage } from "./pageCache.ts";
+import { loadPte } from "./pageTables.ts";
 import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_WRITE } from "./pte.ts";
 import { radixStretches } from "./radix.ts";
 import { heldByRunning, markTlbs } from "./shootdown.ts";
 import type { SpaceCore } from "./spaceCore.ts";
+import { noteWrite } from "./trackers.ts";
 import { changeRangeOp, dropTaken, takeRangeOp, type Wants } from "./zap.ts";
 
 export function releaseMappings(mm: Mm, mappings: readonly { readonly space: Space }[]): void {
@@ -100,7 +102,14 @@ export function* unmapFreedOp(mm: Mm, pfn: number): Op<"unmapped" | "written" | 
 }
 
 /** Takes write permission and dirtiness from every entry of these pages. Linux: folio_mkclean(). */
-export function* cleanPagesOp(file: FileCore, index: number, pages: number): Op<void> {
+export const cleanPagesOp = (file: FileCore, index: number, pages: number): Op<void> =>
+  reducePagesOp(file, index, pages, PTE_WRITE | PTE_DIRTY);
+
+/** Takes write permission from every entry of these pages, in every space. */
+export const protectPagesOp = (file: FileCore, index: number, pages: number): Op<void> =>
+  reducePagesOp(file, index, pages, PTE_WRITE);
+
+function* reducePagesOp(file: FileCore, index: number, pages: number, clear: number): Op<void> {
   const { mm } = file;
   const mappings = mappingsOf(file, index, pages);
   // A private mapping never has a page of the file writable.
@@ -111,9 +120,29 @@ export function* cleanPagesOp(file: FileCore, index: number, pages: number): Op<
   );
   yield* eachMappingOp(mm, shared, MmuNotifierEvent.ProtectionPage, function* (space, mapping) {
     const end = mapping.vpn + mapping.pages;
-    const clear = PTE_WRITE | PTE_DIRTY;
     yield* changeRangeOp(space, mapping.vpn, end, clear, 0, true, mapsPageOf(file, mapping));
   });
+}
+
+/**
+ * Tells the trackers of every space that maps a page of a file that it is written. The bytes have been written, or cannot
+ * be before the folio lock is given back. Never waits.
+ */
+export function noteFileWrite(file: FileCore, index: number): void {
+  const { mm } = file;
+  const w = mm.agent.words;
+  if (Atomics.load(w, mm.header + MM_TRACKERS) === 0) return;
+  const mappings = mappingsOf(file, index, 1);
+  for (const { space: slot, vpn } of mappings) {
+    if (Atomics.load(w, slot + SP_TRACKERS) === 0) continue;
+    const space = mm.spaceAt(slot);
+    mm.protect(slot);
+    const pte = loadPte(space, vpn);
+    // A private copy is another page.
+    if (!isValid(pte) || mapsFilePage(mm, pte)) noteWrite(space, vpn);
+    mm.unprotect();
+  }
+  releaseMappings(mm, mappings);
 }
 
 /**

@@ -59,6 +59,7 @@ import { unuseSpace, useSpace, usingOp } from "./lifetime.ts";
 import { madviseOp } from "./madvise.ts";
 import { mlockOp, munlockOp } from "./mlock.ts";
 import type { Mm } from "./mm.ts";
+import type { PhysicalMemory } from "./memory.ts";
 import { type MapRequest, mmapOp, munmapOp } from "./mmap.ts";
 import { mprotectNow, mprotectOp } from "./mprotect.ts";
 import { type MoveOptions, mremapOp } from "./mremap.ts";
@@ -66,7 +67,16 @@ import { type MsyncFlags, msyncOp } from "./msync.ts";
 import { fileAt, mapsFilePage } from "./pageCache.ts";
 import { Pin } from "./pin.ts";
 import { faultPagesOp, populateOp } from "./populate.ts";
-import { isValid, pfnOfPte, PTE_ACCESSED, PTE_DIRTY, PTE_GUARD, PTE_SOFT_DIRTY } from "./pte.ts";
+import {
+  isSpecial,
+  isValid,
+  kindOfPte,
+  pfnOfPte,
+  PTE_ACCESSED,
+  PTE_DIRTY,
+  PTE_GUARD,
+  PTE_SOFT_DIRTY,
+} from "./pte.ts";
 import { inSharedTable, loadPte } from "./pageTables.ts";
 import { createRadix, destroyRadix, radixStretches } from "./radix.ts";
 import { extentOf, notMapped, type Prot } from "./ranges.ts";
@@ -113,6 +123,8 @@ export interface PagemapEntry {
   readonly zero: boolean;
   /** Only this one entry maps it. */
   readonly exclusive: boolean;
+  /** Not present, and kept for the mapping: on a device, a device's own, on its way, or lost. */
+  readonly swapped: boolean;
   /** A guard page: an access is a SegvError. */
   readonly guard: boolean;
   readonly young: boolean;
@@ -184,6 +196,11 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
   #sync: (Immediate<SpaceOperations> & { readonly atomics: SyncAtomics }) | undefined;
   #try: Immediate<SpaceOperations> | undefined;
   #atomics: SpaceAtomics | undefined;
+
+  /** What this agent has of the memory that the space is in. */
+  get memory(): PhysicalMemory {
+    return this.mm.memory;
+  }
 
   /** @internal */
   constructor(mm: Mm, slot: Space) {
@@ -616,7 +633,7 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
       const first = start / pageSize;
       radixStretches(words, this.pgd, first, end / pageSize, (entry, vpn, count) => {
         for (let k = 0; k < count; k++)
-          if (isValid(Atomics.load(words, entry + k))) present[vpn - first + k] = 1;
+          if (isResident(Atomics.load(words, entry + k))) present[vpn - first + k] = 1;
       });
       return present;
     } finally {
@@ -661,15 +678,19 @@ export class AddressSpace extends SpaceAccess implements NotifierSpace, AsyncDis
         zero: present && pfn === ZERO_PFN,
         file: present && mapsFilePage(this.mm, pte),
         exclusive: present && pfn !== ZERO_PFN && frames.mapcount(pfn) === 1 && !inSharedTable(this, vpn),
+        swapped: isSpecial(pte),
         guard: pte === PTE_GUARD,
         young: present && (pte & PTE_ACCESSED) !== 0,
         dirty: present && (pte & PTE_DIRTY) !== 0,
-        softDirty: present && (pte & PTE_SOFT_DIRTY) !== 0,
+        softDirty: (present || kindOfPte(pte) !== 0) && (pte & PTE_SOFT_DIRTY) !== 0,
       });
     }
     return entries;
   }
 }
+
+/** Mapped, or somewhere else and as good as there: what mincore() calls in core. */
+const isResident = (pte: number): boolean => isValid(pte) || kindOfPte(pte) !== 0;
 
 function makeAtomics(space: AddressSpace): Omit<SpaceAtomics, "wait" | "notify"> {
   const at = (address: number, write = true): { words: Int32Array; index: number } =>

@@ -27,7 +27,7 @@ import { getPageOp } from "./pageIn.ts";
 import { INDEX_END } from "./radix.ts";
 import { close, firstPart, openOp } from "./ranges.ts";
 import { dropPagesOp } from "./removal.ts";
-import { releaseMappings } from "./rmap.ts";
+import { noteFileWrite, releaseMappings } from "./rmap.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { fileIndexOf, vmaFile } from "./vma.ts";
 import { zapRangeOp } from "./zap.ts";
@@ -146,6 +146,7 @@ function* zeroOp(file: FileCore, from: number, to: number, read: boolean, write 
     try {
       frames.bytesOf(pfn).fill(0, from - index * pageSize, to - index * pageSize);
       frames.setFlags(pfn, PG_DIRTY);
+      noteFileWrite(file, index);
       if (write) yield* writeLockedOp(file, onePiece(file, index, pfn));
     } finally {
       frames.unlockFolio(pfn);

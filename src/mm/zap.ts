@@ -5,6 +5,9 @@
  * Taken entries are busy until the last acknowledgement: a fault waits for them, so no different frame appears before.
  * If the acknowledgements cannot be waited for, everything is put back, and nothing has happened.
  *
+ * Entries of pages on devices, exclusive to them or on their way (pte.ts) are taken with the others where a range is taken
+ * whole, and only there; nobody has a translation of them, but a device may, which has heard of the range.
+ *
  * Where many entries are taken to be dropped, kernels do both: what the entries were lies in the arena then, a stretch
  * for each table, until the stretch is settled. An agent that dies meanwhile loses these words; the entries are settled
  * by the reaper.
@@ -12,7 +15,7 @@
 import { allocWords, PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
 import { WORD_BYTES } from "../units.ts";
-import { SP_FAULTQ } from "./layout.ts";
+import { SP_FAULTQ, SP_SPECIAL } from "./layout.ts";
 import {
   busyOf,
   busySlot,
@@ -26,6 +29,10 @@ import {
   PTE_GUARD,
   PTE_PFN,
   PTE_PFN_SHIFT,
+  isSpecial,
+  kindOfPte,
+  PTE_KEPT,
+  PTE_MIGRATION,
   settleBusy,
 } from "./pte.ts";
 import { INDEX_END, LEAF_ENTRIES, radixFind, radixStretches } from "./radix.ts";
@@ -77,11 +84,16 @@ function takeStretch(space: SpaceCore, taken: Taken, entry: number, count: numbe
     PTE_BUSY,
     olds * WORD_BYTES,
   );
-  if (n < 0) taken.blocked = true;
+  // It passed over entries of other kinds, if some came in meanwhile.
+  if (n < 0 || maySpecial(space)) taken.blocked = true;
   if (n === 0 || n === -1) mm.free(olds, count);
   else taken.stretches.push({ entry, count, olds });
   return true;
 }
+
+/** True if there may be entries of pages on devices or on their way, which no kernel knows of. */
+export const maySpecial = (space: SpaceCore): boolean =>
+  Atomics.load(space.agent.words, space.slot + SP_SPECIAL) !== 0;
 
 /** `whole`: the caller has no use for the entries one by one, so kernels may take them. */
 function takeEntries(
@@ -94,16 +106,19 @@ function takeEntries(
   const w = space.agent.words;
   const { kernels } = space.mm.frames;
   const taken: Taken = { entries: [], olds: [], stretches: [], blocked: false };
+  const special = !wants && maySpecial(space);
   // Without mmapLock: see pageTables.ts.
   if (wants) space.mm.protect(space.slot);
   radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
     if (count >= KERNEL_ENTRIES && kernels.orRange(first * WORD_BYTES, count) === 0) return; // nothing is mapped
-    if (whole && !wants && count >= KERNEL_ENTRIES && takeStretch(space, taken, first, count)) return;
+    if (whole && !wants && !special && count >= KERNEL_ENTRIES && takeStretch(space, taken, first, count))
+      return;
     for (let k = 0; k < count; k++) {
       const entry = first + k;
       for (let pte = Atomics.load(w, entry); pte !== 0;) {
         if (isBusy(pte)) taken.blocked = true;
-        if (!isValid(pte) || (wants && !wants(pte, vpn + k))) break;
+        if (!isValid(pte) && !(special && isSpecial(pte))) break;
+        if (wants && !wants(pte, vpn + k)) break;
         const seen = Atomics.compareExchange(w, entry, pte, busyOf(pte, space.agent.slot));
         if (seen === pte) {
           taken.entries.push(entry);
@@ -244,8 +259,10 @@ export function dropTaken(space: SpaceCore, taken: Changed): void {
     const old = taken.olds[k]!;
     Atomics.store(w, taken.entries[k]!, 0);
     const pfn = pfnOfPte(old);
-    if (pfn === ZERO_PFN) continue;
-    if ((old & PTE_DIRTY) !== 0 && (old & PTE_EXCLUSIVE) === 0) frames.setFlags(pfn, PG_DIRTY);
+    // What is on its way has given its mapping up before; who moves it sees that the entry is gone.
+    if (pfn === ZERO_PFN || kindOfPte(old) === PTE_MIGRATION) continue;
+    if (isValid(old) && (old & PTE_DIRTY) !== 0 && (old & PTE_EXCLUSIVE) === 0)
+      frames.setFlags(pfn, PG_DIRTY);
     frames.putMapped(pfn);
   }
   if (taken.entries.length > 0) wakeQueue(w, space.slot + SP_FAULTQ);
@@ -337,10 +354,11 @@ function changeEntries(
   }
   // Only where the acknowledgements may be refused does it matter what the entries were.
   const remembers = space.agent.current?.mode === "try";
+  const special = maySpecial(space);
   let reduced = false;
   if (wants) space.mm.protect(space.slot);
   radixStretches(w, space.pgd, start, end, (first, vpn, count) => {
-    if (!wants && !remembers && count >= KERNEL_ENTRIES) {
+    if (!wants && !remembers && !special && count >= KERNEL_ENTRIES) {
       // The OR of all old entries: a bit of an entry that is not valid may be among them, which costs a needless flush.
       if ((kernels.protectRange(first * WORD_BYTES, count, ~clear, set) & clear) !== 0) reduced = true;
       return;
@@ -365,7 +383,9 @@ function changeEntry(
 ): boolean {
   const w = space.agent.words;
   // Plain: what is seen is compared when it is exchanged.
-  for (let pte = w[entry]!; isValid(pte);) {
+  let pte = w[entry]!;
+  if (!wants && kindOfPte(pte) !== 0) reduceSpecial(space, entry, clear & PTE_KEPT);
+  while (isValid(pte)) {
     if (wants && !wants(pte, vpn)) return false;
     const next = (pte & ~clear) | set;
     if (next === pte) return false;
@@ -378,6 +398,16 @@ function changeEntry(
     pte = seen;
   }
   return false;
+}
+
+/** Takes what an entry keeps of a valid one from a page that no agent can get at, so that it does not come back with it. */
+function reduceSpecial(space: SpaceCore, entry: number, clear: number): void {
+  const w = space.agent.words;
+  for (let pte = Atomics.load(w, entry); kindOfPte(pte) !== 0 && (pte & clear) !== 0;) {
+    const seen = Atomics.compareExchange(w, entry, pte, pte & ~clear);
+    if (seen === pte) return;
+    pte = seen;
+  }
 }
 
 function restoreBits(space: SpaceCore, changed: Changed, clear: number, set: number): void {
@@ -409,7 +439,8 @@ export function settleDead(space: SpaceCore, slot: number): void {
   radixStretches(w, space.pgd, 0, INDEX_END, (first, _vpn, count) => {
     for (let k = 0; k < count; k++) {
       const pte = Atomics.load(w, first + k);
-      if (isBusy(pte) && busySlot(pte) === slot) Atomics.compareExchange(w, first + k, pte, settleBusy(pte));
+      if (!isBusy(pte) || busySlot(pte) !== slot) continue;
+      Atomics.compareExchange(w, first + k, pte, settleBusy(pte, space.mm.frames.isDevice(pfnOfPte(pte))));
     }
   });
   wakeQueue(w, space.slot + SP_FAULTQ);

@@ -322,11 +322,10 @@ export function handleMessages(agent: Agent, local: LocalSubscribers): void {
   const w = agent.words;
   const contextOf = (m: Message): DeliveryContext | undefined =>
     local.spaces.get(Atomics.load(w, m + MSG_SUBJECT) as Subs);
-  /** Runs `op`, and answers the message now or when it is done, after `leave`. */
+  /** Runs `op`, which puts what goes wrong into `outcome`, and answers the message now or when it is done, after `leave`. */
   const answer = (m: Message, op: Op<void>, outcome: Outcome, leave: () => void): true => {
-    start(agent, op, (settled) => {
+    start(agent, op, () => {
       leave();
-      if ("error" in settled) fail(outcome, settled.error);
       setResult(agent, m, outcome);
       agent.finishMessage(m);
     });

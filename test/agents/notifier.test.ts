@@ -470,6 +470,20 @@ describe("processes stay as long as they must, and no longer", () => {
     expect([out, code]).toEqual(["still here", 0]);
   });
 
+  test.each(["s.unref().unref();", "s.unref(); await s.remove();", "await s.remove(); s.unref();"])(
+    "an interval that lets go once more than it can lets nobody else go: %s",
+    async (letGo) => {
+      const { out, code } = await script(`${PROLOGUE}
+        const { notifiers: n } = join(arena());
+        const keeps = await n.insert(ops, 20, 10);
+        const s = await n.insert(ops, 0, 10);
+        ${letGo}
+        later(() => { console.log("still here"); keeps.remove(); });
+      `);
+      expect([out, code]).toEqual(["still here", 0]);
+    },
+  );
+
   test("one that was unreferenced before it was registered does not keep the process", async () => {
     const { out, code } = await script(`${PROLOGUE}
       const { notifiers: n } = join(arena());

@@ -4,7 +4,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { ROOT } from "../lib/sources.ts";
 
 interface Ended {
@@ -14,10 +14,16 @@ interface Ended {
 }
 
 /** An example's command, in the folder that the README's paths start from. */
-function run(script: string, cwd: string = ROOT): Promise<Ended> {
+function run(script: string, cwd: string = ROOT, options: readonly string[] = []): Promise<Ended> {
+  // Drivers of GPUs complain where there is none.
+  const env = { XDG_RUNTIME_DIR: tmpdir(), ...process.env };
   return new Promise((resolve) => {
-    execFile(process.execPath, [script], { cwd, encoding: "utf8" }, (error, stdout, stderr) =>
-      resolve({ code: error ? (error.code ?? String(error.signal)) : 0, stdout, stderr }),
+    execFile(
+      process.execPath,
+      [script, ...options],
+      { cwd, env, encoding: "utf8" },
+      (error, stdout, stderr) =>
+        resolve({ code: error ? (error.code ?? String(error.signal)) : 0, stdout, stderr }),
     );
   });
 }
@@ -27,6 +33,14 @@ const readExample = (path: string): Promise<string> => readFile(join(ROOT, "exam
 const blocksOf = (markdown: string, language: string): string[] =>
   [...markdown.matchAll(/^```(\w+)\n(.*?)^```$/gms)].filter((m) => m[1] === language).map((m) => m[2]!);
 
+/** What follows the script in the command that the README shows. */
+const optionsOf = async (name: string): Promise<string> =>
+  new RegExp(`node ${scriptOf(name)}(.*)\n`).exec(
+    blocksOf(await readExample(`${name}/README.md`), "sh").join(""),
+  )?.[1] ?? "";
+
+const NO_GPU = /^no GPU adapter.*/m;
+
 const examples: string[] = readdirSync(join(ROOT, "examples"), { withFileTypes: true })
   .filter((entry) => entry.isDirectory())
   .map((entry) => entry.name);
@@ -35,14 +49,22 @@ const outcomes = new Map<string, Ended>();
 beforeAll(async () => {
   if (!existsSync(join(ROOT, "dist/notifier.js")))
     throw new Error("dist/notifier.js is missing: npm run build");
-  for (const name of examples) outcomes.set(name, await run(scriptOf(name)));
+  for (const name of examples) {
+    const options = (await optionsOf(name)).split(" ").filter((option) => option !== "");
+    outcomes.set(name, await run(scriptOf(name), ROOT, options));
+  }
 });
 
 test("there are examples", () => {
-  expect(examples).toEqual(expect.arrayContaining(["snapshot", "stale-cache"]));
+  expect(examples).toEqual(expect.arrayContaining(["gpu-histogram", "snapshot", "stale-cache"]));
 });
 
 describe.each(examples)("%s", (name) => {
+  beforeEach((context) => {
+    const { stderr } = outcomes.get(name)!;
+    context.skip(NO_GPU.test(stderr) && !process.env["CI"], NO_GPU.exec(stderr)?.[0]);
+  });
+
   test("ends well, with no word to standard error", () => {
     const { code, stderr } = outcomes.get(name)!;
     expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
@@ -50,7 +72,7 @@ describe.each(examples)("%s", (name) => {
 
   test("its README names the command and shows what it prints", async () => {
     const readme = await readExample(`${name}/README.md`);
-    expect(blocksOf(readme, "sh").join("")).toContain(`node ${scriptOf(name)}\n`);
+    expect(blocksOf(readme, "sh").join("")).toContain(`node ${scriptOf(name)}${await optionsOf(name)}\n`);
     expect(blocksOf(readme, "text")).toEqual([outcomes.get(name)!.stdout]);
   });
 
@@ -63,16 +85,23 @@ describe.each(examples)("%s", (name) => {
 });
 
 /** A copy of the examples in which `line` of a file reads otherwise, run in a project that has the package. */
-async function runChanged(name: string, file: string, line: string, other: string): Promise<Ended> {
+async function runChanged(
+  name: string,
+  file: string,
+  line: string,
+  other: string,
+  options: readonly string[] = [],
+): Promise<Ended> {
   const project = await mkdtemp(join(tmpdir(), "bifolio-examples-"));
   try {
     await mkdir(join(project, "node_modules"));
     await symlink(ROOT, join(project, "node_modules", "bifolio"), "junction");
+    await symlink(join(ROOT, "node_modules", "webgpu"), join(project, "node_modules", "webgpu"), "junction");
     await cp(join(ROOT, "examples"), join(project, "examples"), { recursive: true });
     const source = await readExample(`${name}/${file}`);
     expect(source.split(line)).toHaveLength(2);
     await writeFile(join(project, "examples", name, file), source.replace(line, other));
-    return await run(scriptOf(name), project);
+    return await run(scriptOf(name), project, options);
   } finally {
     await rm(project, { recursive: true, force: true });
   }
@@ -136,5 +165,23 @@ describe("snapshot", () => {
     const { code, stdout } = await runChanged("snapshot", "auditor.mjs", half, changed);
     expect(code).toBe(1);
     expect(stdout).toMatch(/^snapshot: +10 of 10 sums are wrong$/m);
+  });
+});
+
+describe("gpu-histogram", () => {
+  beforeEach((context) => {
+    const { stderr } = outcomes.get("gpu-histogram")!;
+    context.skip(NO_GPU.test(stderr) && !process.env["CI"], NO_GPU.exec(stderr)?.[0]);
+  });
+
+  test("where the GPU counts another byte than the CPU the command fails", async () => {
+    const line = "let byte = (words[k] >> n) & 0xffu;";
+    const other = "let byte = (words[k] >> n) & 0xfeu;";
+    const { code, stdout } = await runChanged("gpu-histogram", "histogram.mjs", line, other, [
+      "--size",
+      "1MiB",
+    ]);
+    expect(code).toBe(1);
+    expect(stdout).toContain("WRONG");
   });
 });

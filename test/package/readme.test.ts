@@ -1,5 +1,6 @@
 /** What the README and the documents show is run as it stands. Needs a build. */
 import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -55,6 +56,29 @@ test("the complete secondary MMU of docs/notifiers.md reads no stale byte; witho
   expect(await stale("broken.mjs", snippet.replace(drops, ""))).toBeGreaterThan(0);
 });
 
+test("the kernel of docs/gpu-mmu.md counts the zero bytes of the file", async (context) => {
+  const text = await readFile(join(ROOT, "docs/gpu-mmu.md"), "utf8");
+  const file = join(project, "zeros.mjs");
+  await writeFile(file, /```js\n(.*?)```/s.exec(text)![1]!);
+  await symlink(join(ROOT, "node_modules/webgpu"), join(project, "node_modules/webgpu"), "junction");
+  const swiftShader = "/usr/lib/chromium/vk_swiftshader_icd.json";
+  const driver = existsSync(swiftShader) ? { VK_ICD_FILENAMES: swiftShader } : {};
+  const env = { ...driver, XDG_RUNTIME_DIR: tmpdir(), ...process.env };
+  const outcome = await run(process.execPath, [file], { cwd: project, env }).catch(
+    (error: unknown) => error as Error,
+  );
+  if (outcome instanceof Error) {
+    // Without a GPU there is no adapter, which the snippet does not ask.
+    context.skip(/requestDevice/.test(outcome.message) && !process.env["CI"], "no GPU adapter");
+    throw outcome;
+  }
+  const bytes = await readFile(process.execPath);
+  const pages = 4096;
+  let zeros = 0;
+  for (let k = 0; k < pages * 4096; k++) if (bytes[k] === 0) zeros++;
+  expect(outcome.stdout).toContain(`${zeros} zero bytes in ${pages} pages`);
+});
+
 test.each(["With a lock", "With a list notifier"])(
   "the snippet %j of docs/notifiers.md is JavaScript",
   async (heading) => {
@@ -108,7 +132,7 @@ test("every relative link of the README and the documents leads to a file, and t
         .replace(/[^\w\- ]/g, "")
         .replaceAll(" ", "-"),
     );
-  const documents = ["architecture", "checking", "conformance", "linux-names", "notifiers"].map(
+  const documents = ["architecture", "checking", "conformance", "linux-names", "notifiers", "webgpu"].map(
     (name) => `docs/${name}.md`,
   );
   for (const file of ["README.md", ...documents]) {

@@ -7,6 +7,16 @@ import fc from "fast-check";
 import { expect, test } from "vitest";
 import { isMmError, type MmError } from "../../src/errors.ts";
 import {
+  createDeviceMemory,
+  type DeviceCopy,
+  type DeviceMemory,
+  makeDeviceExclusive,
+  migrateToDevice,
+  migrateToMemory,
+  type MigrateRange,
+  type Variants,
+} from "../../src/hmm/index.ts";
+import {
   type AddressSpace,
   attach,
   createMemory,
@@ -84,36 +94,39 @@ function padded(bytes: Uint8Array): Uint8Array {
 const PROTS: readonly Prot[] = ["none", "r", "rw", "rw", "rw"];
 const BITS: Readonly<Record<string, number>> = { none: 0, r: 1, rw: 3 };
 
+const OPS = [
+  "mmap",
+  "mmap",
+  "mmap",
+  "munmap",
+  "mprotect",
+  "dontneed",
+  "populate",
+  "load",
+  "load",
+  "load",
+  "store",
+  "store",
+  "store",
+  "store",
+  "straddle",
+  "read",
+  "write",
+  "span",
+  "hold",
+  "file.read",
+  "file.write",
+  "file.sync",
+  "msync",
+  "reclaim",
+  "turn",
+  "turn",
+  "exit",
+] as const;
+const DEVICE_OPS = ["toDevice", "toDevice", "toMemory", "exclusive", "evict"] as const;
+
 const stepArb = fc.record({
-  op: fc.constantFrom(
-    "mmap",
-    "mmap",
-    "mmap",
-    "munmap",
-    "mprotect",
-    "dontneed",
-    "populate",
-    "load",
-    "load",
-    "load",
-    "store",
-    "store",
-    "store",
-    "store",
-    "straddle",
-    "read",
-    "write",
-    "span",
-    "hold",
-    "file.read",
-    "file.write",
-    "file.sync",
-    "msync",
-    "reclaim",
-    "turn",
-    "turn",
-    "exit",
-  ),
+  op: fc.constantFrom(...OPS),
   agent: fc.nat(1),
   space: fc.nat(SPACES - 1),
   /** Promise form, or without waiting. */
@@ -129,7 +142,13 @@ const stepArb = fc.record({
   index: fc.nat(30),
   mode: fc.constantFrom("fixed", "fixed", "noreplace", "populate"),
 });
-type Step = typeof stepArb extends fc.Arbitrary<infer T> ? T : never;
+type Step = Omit<typeof stepArb extends fc.Arbitrary<infer T> ? T : never, "op"> & {
+  op: (typeof OPS)[number] | (typeof DEVICE_OPS)[number];
+};
+/** As stepArb, with pages that go to devices and come back. */
+const deviceStepArb: fc.Arbitrary<Step> = fc
+  .tuple(stepArb, fc.option(fc.constantFrom(...DEVICE_OPS), { freq: 3 }))
+  .map(([step, op]) => ({ ...step, op: op ?? step.op }));
 
 interface World {
   readonly model: Model;
@@ -139,6 +158,8 @@ interface World {
   /** Ids. */
   readonly spaces: number[];
   readonly recorders: Recorder[];
+  /** One of each agent's, or none. The copies of the first do not wait, those of the second do. */
+  readonly devices: DeviceMemory[];
 }
 
 /** The first steps of every run: most of each window is mapped. */
@@ -292,7 +313,8 @@ function* run(world: World, step: Step): Run<void> {
         const state = space.pagemap(at(step.page), length);
         each((page) => {
           const p = map.get(page);
-          if (p?.copy && !state[page - step.page]!.exclusive) p.copy = undefined;
+          const { exclusive, swapped } = state[page - step.page]!;
+          if (p?.copy && !exclusive && !swapped) p.copy = undefined;
         });
         break;
       }
@@ -472,6 +494,31 @@ function* run(world: World, step: Step): Run<void> {
         step.wait ? memory.reclaim(step.pages * PAGE) : memory.try.reclaim(step.pages * PAGE),
       );
       break;
+    // What the model knows does not change.
+    case "toDevice":
+    case "toMemory":
+    case "exclusive":
+    case "evict": {
+      const device = world.devices[step.agent]!;
+      const range = { start: at(step.page), length };
+      const error = yield* caught(step, () => {
+        if (step.op === "evict") return step.wait ? device.evict() : undefined;
+        if (step.op === "exclusive") {
+          const page = { memory, space, address: at(step.page) };
+          if (!step.wait) return makeDeviceExclusive.try(page).release();
+          return makeDeviceExclusive(page).then((taken) => taken.release());
+        }
+        const move: Variants<[DeviceMemory, AddressSpace, MigrateRange], unknown> =
+          step.op === "toDevice" ? migrateToDevice : migrateToMemory;
+        return step.wait ? move(device, space, range) : move.try(device, space, range);
+      });
+      if (error === undefined || isExcuse(error, step)) break;
+      if (!isMmError(error)) throw error as Error;
+      if (step.op === "exclusive" && error.code !== "ENOTSUP")
+        expect(describeError(error)).toBe(refusal(model, step.space, step.page, true));
+      else expect(error.code).toBe(step.op === "exclusive" ? "ENOTSUP" : "EINVAL");
+      break;
+    }
     case "turn":
       if (step.wait) yield Promise.resolve();
       else memory.poll();
@@ -514,8 +561,8 @@ function checkCopies(world: World): void {
     const state = space.pagemap(BASE, WINDOW * PAGE);
     for (const [page, p] of world.model.pages[s]!) {
       if (p.shared) continue;
-      const { present, file, zero } = state[page]!;
-      if (present && !file && !zero) p.copy ??= padded(bytesOf(world.model, p));
+      const { present, file, zero, swapped } = state[page]!;
+      if (swapped || (present && !file && !zero)) p.copy ??= padded(bytesOf(world.model, p));
       else if (p.copy) throw new Error(`space ${s} lost its copy of page ${page}`);
     }
   }
@@ -539,7 +586,37 @@ function checkVmas(world: World): void {
   }
 }
 
-async function makeWorld(frames: number, listening: boolean): Promise<World> {
+/** Pages of a device in plain memory. */
+function plainDevice(memory: PhysicalMemory, waits: boolean): DeviceMemory {
+  const store = new Uint8Array(32 * PAGE);
+  const copyIn = (list: readonly DeviceCopy[]): void => {
+    for (const { page, bytes } of list) store.set(bytes ?? zeros, page * PAGE);
+  };
+  const copyOut = (list: readonly DeviceCopy[]): void => {
+    for (const { page, bytes } of list) {
+      const here = store.subarray(page * PAGE, (page + 1) * PAGE);
+      bytes!.set(here);
+      here.fill(0xdd);
+    }
+  };
+  const late = (copy: (list: readonly DeviceCopy[]) => void) => async (list: readonly DeviceCopy[]) => {
+    await Promise.resolve();
+    copy(list);
+  };
+  return createDeviceMemory(memory, {
+    bytes: store.length,
+    around: 2 * PAGE,
+    ...(waits
+      ? { copyIn: late(copyIn), copyOut: late(copyOut) }
+      : { copyInSync: copyIn, copyOutSync: copyOut }),
+  });
+}
+
+/** Something goes on by itself in an agent: an access that was refused brings its page back. */
+const pending = (world: World): boolean =>
+  world.memories.some(({ agent }) => agent.tasks.size > 0 || agent.hostWaits > 0);
+
+async function makeWorld(frames: number, listening: boolean, devices: boolean): Promise<World> {
   const memory = await createMemory({
     budget: frames * PAGE,
     arena: "2 MiB",
@@ -564,6 +641,7 @@ async function makeWorld(frames: number, listening: boolean): Promise<World> {
     files: [files, files.map((f) => other.file(f.id))],
     spaces: [],
     recorders: [],
+    devices: devices ? [plainDevice(memory, false), plainDevice(other, true)] : [],
   };
   for (const m of world.memories) {
     m.onError = (error) => {
@@ -591,6 +669,11 @@ async function finish(world: World): Promise<void> {
   await world.files[0]![0]!.sync();
   expectBytes(backingBytes.get(world)!, world.model.files[0]!);
   expect(memory.check()).toBeUndefined();
+  for (let s = 0; s < SPACES; s++) if (world.devices.length > 0) await memory.space(world.spaces[s]!).exit();
+  for (const device of world.devices) {
+    expect(device.free).toBe(device.pages);
+    await device.close();
+  }
   for (const r of world.recorders) expect(r.open).toBe(0);
   other.detach();
   await memory.close();
@@ -599,28 +682,32 @@ async function finish(world: World): Promise<void> {
   expect(frames.free).toBe(frames.count - 1);
 }
 
-const runs = (frames: number, listening: boolean, numRuns: number) =>
+const runs = (frames: number, listening: boolean, numRuns: number, devices = false) =>
   fc.assert(
-    fc.asyncProperty(fc.array(stepArb, { minLength: 1, maxLength: 90, size: "max" }), async (steps) => {
-      const world = await makeWorld(frames, listening);
-      for (const step of [...OPENING, ...steps]) {
-        const running = run(world, step);
-        // No await where the step does not wait.
-        for (let r = running.next(); r.done !== true;) {
-          try {
-            await r.value;
-          } catch (error) {
-            r = running.throw(error);
-            continue;
+    fc.asyncProperty(
+      fc.array(devices ? deviceStepArb : stepArb, { minLength: 1, maxLength: 90, size: "max" }),
+      async (steps) => {
+        const world = await makeWorld(frames, listening, devices);
+        for (const step of [...OPENING, ...steps]) {
+          const running = run(world, step);
+          // No await where the step does not wait.
+          for (let r = running.next(); r.done !== true;) {
+            try {
+              await r.value;
+            } catch (error) {
+              r = running.throw(error);
+              continue;
+            }
+            r = running.next();
           }
-          r = running.next();
+          while (devices && pending(world)) await new Promise((resolve) => setImmediate(resolve));
+          for (const memory of world.memories) expect(memory.check()).toBeUndefined();
+          checkCopies(world);
+          checkVmas(world);
         }
-        for (const memory of world.memories) expect(memory.check()).toBeUndefined();
-        checkCopies(world);
-        checkVmas(world);
-      }
-      await finish(world);
-    }),
+        await finish(world);
+      },
+    ),
     { numRuns, endOnFailure: true, seed: 20261124 },
   );
 
@@ -630,4 +717,8 @@ test("two agents, two spaces, files and 32 frames agree with the model after eve
 
 test("so they do with 64 frames and notifiers that count starts and ends", async () => {
   await runs(64, true, 40);
+}, 60_000);
+
+test("so they do with pages that move to a device of each agent and back, or are a device's own", async () => {
+  await runs(48, true, 60, true);
 }, 60_000);

@@ -9,6 +9,7 @@ import {
   type MaybeOp,
   MmuNotifier,
   MmuNotifierEvent,
+  type MmuNotifierOps,
   type MmuNotifierRange,
   type Notifiers,
   type OpenRange,
@@ -369,6 +370,22 @@ export const DELIVERIES: readonly Scenario[] = [
       expect("starts and ends", count.starts, count.ends);
     }),
   ),
+  check("a list notifier refuses, and throws when its end is looked for", function* (rig) {
+    let throws = false;
+    const ops = {
+      invalidateRangeStart: () => false,
+      get invalidateRangeEnd() {
+        if (throws) throw new Error("looked for");
+        return undefined as never;
+      },
+    } satisfies MmuNotifierOps;
+    const count = yield* counts(rig.mine);
+    yield* rig.mine.operations.register(new MmuNotifier(ops));
+    throws = true;
+    expect("the start", yield* codeOfOp(opens(rig, { blockable: false })), "Error: looked for");
+    yield* closed("after it", rig);
+    expect("starts and ends", count.starts, count.ends);
+  }),
   check(
     "an interval of theirs answers, after another one, with what throws when it is looked at",
     function* (rig) {

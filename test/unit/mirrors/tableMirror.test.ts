@@ -1,4 +1,4 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { TableMirror, type TableMirrorOptions } from "../../../src/mirrors/index.ts";
 import type { Backing } from "../../../src/mm/index.ts";
 import { MmuNotifierEvent } from "../../../src/notifier/index.ts";
@@ -203,6 +203,26 @@ test("a fill that is overtaken after it has read the page tables is begun anew",
   while (mirror.present(0, 4) < 4) await mirror.fill(mirror.present(0, 4));
   // Not the private copy, which is gone; its frame may be somebody else's.
   expectBytes(bytesBehind(mirror, 3, 1), bytes.subarray(3 * PAGE, 4 * PAGE));
+  await mirror.remove();
+});
+
+test("a fill ahead that is overtaken right before its install gives up, and counts that", async () => {
+  const memory = await makeMemory(64, { mayBlock: false });
+  const other = await attachTo(memory, false);
+  const space = await memory.createSpace();
+  const start = await space.mmap(anonymous(2));
+  await space.populate(start, 2 * PAGE);
+  const mirror = new TableMirror({ memory, space, start, length: 2 * PAGE });
+  const poll = memory.poll.bind(memory);
+  let dropped: Promise<void> | undefined;
+  vi.spyOn(memory, "poll").mockImplementation(() => {
+    dropped ??= other.space(space.id).madvise(start, PAGE, "dontneed");
+    poll();
+  });
+  expect(mirror.tryFill(0)).toBe(false);
+  expect(mirror.counts).toMatchObject({ fills: 1, retries: 1, invalidations: 1 });
+  expect(mirror.present(0, 2)).toBe(0);
+  await dropped;
   await mirror.remove();
 });
 

@@ -1,6 +1,15 @@
 import { describe, expect, test } from "vitest";
 import { arm, ownerAlive, ownerGone, reap, ring, wakeQueue } from "../../../src/sched/index.ts";
-import { AG_BELL, agentAt, ownerIdOf, QUEUE_WORDS } from "../../../src/sched/layout.ts";
+import { setLocalWaker } from "../../../src/sched/doorbell.ts";
+import {
+  AG_BELL,
+  AG_SLEEP,
+  agentAt,
+  ownerIdOf,
+  QUEUE_WORDS,
+  schedEnd,
+  SLEEP_ARMED,
+} from "../../../src/sched/layout.ts";
 import { attachTo, newArena, words } from "../../lib/arena.ts";
 
 const bellOf = (w: Int32Array, slot: number): number => Atomics.load(w, agentAt(slot) + AG_BELL);
@@ -73,6 +82,20 @@ describe("rings", () => {
     expect(answer).toBe("ok");
     expect(await sleeper.value).toBe("ok");
   });
+});
+
+test("a ring of the single agent of an arena that is not shared wakes it, if it sleeps", () => {
+  const w = new Int32Array(schedEnd(1));
+  const other = new Int32Array(schedEnd(1));
+  const woken: string[] = [];
+  setLocalWaker(w, () => woken.push("this one"));
+  setLocalWaker(other, () => woken.push("another"));
+  ring(w, 0);
+  expect(woken).toEqual([]);
+  Atomics.store(w, agentAt(0) + AG_SLEEP, SLEEP_ARMED);
+  ring(w, 0);
+  expect(woken).toEqual(["this one"]);
+  expect(bellOf(w, 0)).toBe(2);
 });
 
 describe("owner ids", () => {

@@ -68,6 +68,25 @@ describe("the map of invalidate_range_start", () => {
     },
   );
 
+  test("a lock that is kept from a start to its end is held around that end, of the same operation only", async () => {
+    const world = notifierWorld(1);
+    const [{ agent, notifiers, errors }] = world.agents as [Subscriber];
+    const mutex = mutexOf(world, newMutex(world), { agent } as Subscriber);
+    const keeps = new MmuNotifier({
+      *invalidateRangeStart(): Op<void> {
+        yield* mutex.lockOp();
+      },
+      invalidateRangeEnd: () => mutex.unlock(),
+    });
+    await notifiers.register(keeps);
+    const other = await notifiers.insert(obedient(), 100, 10);
+    await notifiers.invalidate(range(0, 1), async () => {
+      await other.readBegin(); // another operation of the agent
+      expect(reports(errors)).toEqual([]);
+    });
+    expect(reports(errors)[0]!.message).toMatch(/and invalidateRangeEnd was called/);
+  });
+
   test("in the other order too: held around it first, taken in a callback later", async () => {
     const world = notifierWorld(1);
     const [by] = world.agents as [Subscriber];

@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { InvariantError } from "../../../src/errors.ts";
 import {
   type Agent,
+  arm,
   CheckerDriver,
   type Op,
   reap,
@@ -25,6 +26,7 @@ import {
   tryLockMutex,
   unlockMutex,
 } from "../../../src/sync/index.ts";
+import { SRCU_QUEUE } from "../../../src/sync/srcu.ts";
 import { attachTo, newArena, point, simulatedAgent, words } from "../../lib/arena.ts";
 
 const MAX_AGENTS = 8;
@@ -313,6 +315,21 @@ describe("grace periods", () => {
     reap(a, b.slot);
     await grace;
     expect(a.tasks.size).toBe(0);
+  });
+
+  test("a reaper rings who waits", () => {
+    const arena = newArena(MAX_AGENTS);
+    const [a, b] = [attachTo(arena), attachTo(arena)];
+    const domain = words(arena, a, srcuWords(MAX_AGENTS));
+    const indices = [srcuReadLock(b, domain)];
+    Atomics.add(arena.words, domain, 1);
+    indices.push(srcuReadLock(b, domain));
+    expect(new Set(indices).size).toBe(2);
+    arm(arena.words, domain + SRCU_QUEUE, a.slot);
+    const bell = a.bell();
+    reapSrcu(a, domain, b.slot);
+    expect(a.bell()).not.toBe(bell);
+    expect(() => runTry(a, synchronizeSrcuOp(a, domain))).not.toThrow();
   });
 
   test("no schedule frees what a reader still uses, with two synchronizers; not waiting is caught", () => {

@@ -5,6 +5,7 @@ import {
   arm,
   CheckerDriver,
   type Op,
+  ownerAlive,
   reap,
   runAsync,
   runBlocking,
@@ -19,6 +20,7 @@ import {
   reapRwSem,
   rwSemWords,
   tryLockRead,
+  tryLockWrite,
   unlockRead,
   unlockWrite,
 } from "../../../src/sync/index.ts";
@@ -94,6 +96,58 @@ describe("who excludes whom", () => {
     expect(b.bell()).not.toBe(bell);
   });
 
+  test("a try to write takes what nobody has, or nothing", () => {
+    const { arena, agents, sem } = world(2);
+    const [a, b] = agents as [Agent, Agent];
+    tryLockRead(a, sem, RANK);
+    expect(tryLockWrite(b, sem, RANK)).toBe(false);
+    expect(isWriteLocked(a, sem)).toBe(false);
+    unlockRead(a, sem, RANK);
+    b.fastPaths = false; // as if somebody had it
+    expect(tryLockWrite(b, sem, RANK)).toBe(false);
+    b.fastPaths = true;
+    expect(tryLockWrite(b, sem, RANK)).toBe(true);
+    expect(Atomics.load(arena.words, sem + RW_WRITER)).toBe(b.ownerId);
+    expect(tryLockWrite(a, sem, RANK)).toBe(false);
+  });
+
+  test("with fast paths off others may come before either lock is asked for", () => {
+    const { agents, sem } = world(1);
+    const a = agents[0]!;
+    for (const lock of [read, write]) {
+      a.fastPaths = true;
+      const fast = lock(a, sem);
+      expect(fast.next().done).toBe(true);
+      if (lock === read) unlockRead(a, sem, RANK);
+      else unlockWrite(a, sem, RANK);
+      a.fastPaths = false;
+      const slow = lock(a, sem);
+      expect(slow.next().value).toMatchObject({ kind: "point" });
+      expect(slow.next().done).toBe(true);
+      if (lock === read) unlockRead(a, sem, RANK);
+    }
+  });
+
+  test("a writer that waits for readers says for whom: itself, somebody, or nobody that lives", () => {
+    const { agents, sem } = world(3);
+    const [a, b, c] = agents as [Agent, Agent, Agent];
+    tryLockRead(a, sem, RANK);
+    tryLockRead(b, sem, RANK);
+    Object.assign(c, { debug: false });
+    tryLockRead(c, sem, RANK);
+    const { value } = write(c, sem).next();
+    const owner = (): number | undefined => (value?.kind === "wait" ? value.owner?.() : undefined);
+    expect(owner()).toBe(c.ownerId);
+    unlockRead(c, sem, RANK);
+    expect(owner()).toBe(a.ownerId);
+    unlockRead(a, sem, RANK);
+    expect(owner()).toBe(b.ownerId);
+    b.detach(); // with its share: a mistake that is not to pass for no reader at all
+    expect(owner()).not.toBe(0);
+    expect(ownerAlive(c.words, owner()!)).toBe(false);
+    expect(value?.kind === "wait" && value.ready()).toBe(false);
+  });
+
   test("locks that were waited for are given back when the operation unwinds", () => {
     const { arena, agents, sem } = world(2);
     const [a, b] = agents as [Agent, Agent];
@@ -148,6 +202,8 @@ describe("hand-off", () => {
     holdWrite(a, sem);
     const waiting = runAsync(b, write(b, sem));
     const [task] = b.tasks;
+    for (let k = 0; k < 100; k++) expect(task!.effect!.ready()).toBe(false);
+    expect(Atomics.load(arena.words, sem + RW_HANDOFF)).toBe(0); // not yet
     for (let k = 0; k < 5000; k++) expect(task!.effect!.ready()).toBe(false);
     expect(Atomics.load(arena.words, sem + RW_HANDOFF)).toBe(b.ownerId);
     unlockWrite(a, sem, RANK);
@@ -227,6 +283,23 @@ describe("death", () => {
     expect(a.poisonedBy).toBe(c.ownerId);
     expect(Atomics.load(arena.words, sem + RW_WRITER)).toBe(c.ownerId);
     return expect(waiting).rejects.toThrow(/EOWNERDEAD/);
+  });
+
+  test("ends a share and a turn, and rings who waits", () => {
+    const { arena, agents, sem } = world(2);
+    const [a, b] = agents as [Agent, Agent];
+    tryLockRead(b, sem, RANK);
+    Atomics.store(arena.words, sem + RW_HANDOFF, b.ownerId);
+    arm(arena.words, sem + RW_QUEUE, a.slot);
+    const bell = a.bell();
+    expect(reapRwSem(a, sem, b.slot, b.ownerId)).toBe(false);
+    expect([...arena.words.subarray(sem, sem + rwSemWords(MAX_AGENTS))].every((word) => word === 0)).toBe(
+      true,
+    );
+    expect(a.bell()).not.toBe(bell);
+    Atomics.store(arena.words, sem + RW_HANDOFF, a.ownerId); // not of the dead
+    reapRwSem(a, sem, b.slot, b.ownerId);
+    expect(Atomics.load(arena.words, sem + RW_HANDOFF)).toBe(a.ownerId);
   });
 });
 
