@@ -35,7 +35,7 @@ const TRIES_BEFORE_HANDOFF = 2000;
 
 function mayTake(agent: Agent, sem: number): boolean {
   const w = agent.words;
-  const next = w[sem + RW_HANDOFF]!; // plain: a courtesy
+  const next = Atomics.load(w, sem + RW_HANDOFF);
   if (next === 0 || next === agent.ownerId) return true;
   return !ownerAlive(w, next) && Atomics.compareExchange(w, sem + RW_HANDOFF, next, 0) === next;
 }
@@ -49,7 +49,7 @@ function holdsUp(agent: Agent, sem: number): number {
 }
 
 function clearHandoff(agent: Agent, sem: number): void {
-  if (agent.words[sem + RW_HANDOFF] === 0) return; // plain: what matters was stored by this agent
+  if (Atomics.load(agent.words, sem + RW_HANDOFF) === 0) return;
   if (Atomics.compareExchange(agent.words, sem + RW_HANDOFF, agent.ownerId, 0) === agent.ownerId) {
     wakeQueue(agent.words, sem + RW_QUEUE);
   }
@@ -69,10 +69,10 @@ function patient(agent: Agent, sem: number, attempt: () => boolean): () => boole
 export function tryLockRead(agent: Agent, sem: number, rank: LockRank): boolean {
   const w = agent.words;
   // Plain loads first: the hand-off is a courtesy, and the writer word is looked at again where it counts.
-  if (w[sem + RW_WRITER] !== 0 || !mayTake(agent, sem)) return false;
+  if (w[sem + RW_WRITER] !== 0 || (w[sem + RW_HANDOFF] !== 0 && !mayTake(agent, sem))) return false;
   Atomics.add(w, sem + RW_READERS + agent.slot, 1);
   if (Atomics.load(w, sem + RW_WRITER) === 0) {
-    clearHandoff(agent, sem);
+    if (w[sem + RW_HANDOFF] !== 0) clearHandoff(agent, sem);
     if (agent.debug) lockdepAcquire(agent, rank);
     return true;
   }
@@ -118,14 +118,13 @@ export function adoptRead(agent: Agent, rank: LockRank): void {
 
 /** Owner id of an agent that holds the semaphore for reading, 0 if none does. The own agent first: see needsEventLoop(). */
 function someReader(agent: Agent, sem: number): number {
+  if (Atomics.load(agent.words, sem + RW_READERS + agent.slot) !== 0) return agent.ownerId;
   const top = agent.top();
-  let found = 0;
   for (let slot = 0; slot < top; slot++) {
-    if (Atomics.load(agent.words, sem + RW_READERS + slot) === 0) continue;
-    if (slot === agent.slot) return agent.ownerId;
-    found = agent.ownerAt(slot) || ownerIdOf(slot, 0);
+    if (Atomics.load(agent.words, sem + RW_READERS + slot) !== 0)
+      return agent.ownerAt(slot) || ownerIdOf(slot, 0);
   }
-  return found;
+  return 0;
 }
 
 function claimWriter(agent: Agent, sem: number): boolean {
