@@ -176,6 +176,11 @@ export class PlainDevice {
     return page < 0 ? this.memory.frame(entry.pfn) : this.#page(page);
   }
 
+  #ownsReadOnly(vpn: number): boolean {
+    const entry = this.#table.get(vpn);
+    return entry !== undefined && !entry.writable && this.device.pageOf(entry.pfn) >= 0;
+  }
+
   /** Makes entries for pages, a chunk at a time. */
   async #fault(first: number, end: number, write: boolean): Promise<void> {
     for (let at = first; at < end; at += CHUNK) await this.#faultChunk(at, Math.min(end, at + CHUNK), write);
@@ -241,6 +246,8 @@ export class PlainDevice {
     for (let k = 0; k < pages;) {
       const bytes = this.#reach(first + k, true);
       if (!bytes) {
+        // A page of its own that fork shared comes as it is, read-only: in memory it can be copied.
+        if (this.#ownsReadOnly(first + k)) await this.bringBack((first + k) * PAGE, 1);
         await this.#fault(first + k, first + pages, true);
         continue;
       }
@@ -313,6 +320,8 @@ export class PlainDevice {
     for (let k = 0; k < pages; k++) {
       const address = start + k * PAGE;
       for (;;) {
+        // What has to be copied or taken back first raises events of its own, which would overtake the rest.
+        await this.space.populate(address, PAGE, "rw");
         const seq = await interval.readBegin();
         const page: ExclusivePage = await makeDeviceExclusive({
           memory: this.memory,

@@ -159,6 +159,18 @@ describe.each([
     await child.exit();
   });
 
+  test("a device writes its own page that fork shared, without anybody having accessed it", async () => {
+    const device = await open();
+    const { start, bytes } = await buffer(4);
+    await device.migrate(start, 4);
+    const { child, cpuChild } = await fork();
+    await device.write(start, words(4, 5));
+    await see(start, bytes, cpuChild);
+    await see(start, words(4, 5));
+    verify(memory);
+    await child.exit();
+  });
+
   test("H7 anon_write_child_shared: shared memory stays shared", async () => {
     const start = await map(PAGES, { share: "shared" });
     await fill(start, words(PAGES));
