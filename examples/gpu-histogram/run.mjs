@@ -22,20 +22,31 @@ const PIECE = 1024 ** 2;
 const PRIVATE = 4 * PIECE;
 const UNITS = { MiB: 1024 ** 2, GiB: 1024 ** 3 };
 
-const { values } = parseArgs({
-  options: {
-    size: { type: "string", default: "1GiB" },
-    file: { type: "string" },
-    png: { type: "string" },
-    times: { type: "boolean", default: false },
-  },
-});
-
-const [, amount, unit] = /^(\d+)(MiB|GiB)$/.exec(values.size) ?? [];
-if (!amount) {
-  console.error("--size must be a number of MiB or GiB, such as 64MiB");
+/** Ends with one sentence. */
+function fail(sentence) {
+  console.error(sentence);
   process.exit(2);
 }
+
+function readArguments() {
+  try {
+    return parseArgs({
+      options: {
+        size: { type: "string", default: "1GiB" },
+        file: { type: "string" },
+        png: { type: "string" },
+        times: { type: "boolean", default: false },
+      },
+    }).values;
+  } catch (error) {
+    return fail(`${error.message}; the options are --size, --file, --png and --times`);
+  }
+}
+
+const values = readArguments();
+const [, amount, unit] = /^(\d+)(MiB|GiB)$/.exec(values.size) ?? [];
+if (!amount) fail("--size must be a number of MiB or GiB, such as 64MiB");
+if (values.file !== undefined && !existsSync(values.file)) fail(`${values.file}: no such file`);
 const size = Number(amount) * UNITS[unit];
 
 /** Seconds that `work` takes go to standard output with --times. */
@@ -53,10 +64,8 @@ async function findDevice() {
   Object.assign(globalThis, globals);
   globalThis.gpu = create([]); // kept: what it gave ends with it
   const adapter = await globalThis.gpu.requestAdapter();
-  if (!adapter) {
-    console.error("no GPU adapter: install a Vulkan driver, or chromium, which brings one in software");
-    process.exit(2);
-  }
+  if (!adapter)
+    fail("no GPU adapter: install a Vulkan driver, or chromium and libvulkan1 for one in software");
   return adapter.requestDevice();
 }
 

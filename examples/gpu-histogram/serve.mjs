@@ -49,6 +49,13 @@ export async function serve(port = 0) {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) {
-  const { url } = await serve(Number(process.argv[2] ?? 8080));
-  console.log(url);
+  const port = process.argv[2] ?? "8080";
+  try {
+    if (!/^\d{1,5}$/.test(port) || Number(port) > 65535) throw new Error(`${port} is no port`);
+    const { url } = await serve(Number(port));
+    console.log(url);
+  } catch (error) {
+    console.error(error.message);
+    process.exitCode = 2;
+  }
 }
