@@ -68,7 +68,7 @@ import { unuseFile, useFile } from "./files.ts";
 import { joinSpace, unuseSpace, useSpace } from "./lifetime.ts";
 import { takeBackOp } from "./exclusive.ts";
 import { isRefusal, textOf } from "./fileIo.ts";
-import { bringHomeOp, waitMovedOp } from "./migrate.ts";
+import { bringHomeOp, lockedOp, waitMovedOp } from "./migrate.ts";
 import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
@@ -525,16 +525,6 @@ function* broughtHomeOp(space: SpaceCore, vpn: number, address: number): Op<void
       `the device that has the page did not deliver it: ${textOf(error)}`,
       error,
     );
-  }
-}
-
-function* lockedOp(space: SpaceCore, body: () => Op<void>): Op<void> {
-  const lock = space.slot + SP_MMAP_LOCK;
-  yield* lockReadOp(space.agent, lock, LockRank.mmapLock, "mmapLock");
-  try {
-    yield* body();
-  } finally {
-    unlockRead(space.agent, lock, LockRank.mmapLock);
   }
 }
 

@@ -134,9 +134,10 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
     let lacking: number;
     try {
       // What is on its way is not copied: who moves it would have to find the copies, too.
+      const taken = { pfn: 0 };
       for (lacking = UNSETTLED; lacking === UNSETTLED;) {
-        yield* usingOp(space, "fork", () => waitForDevicesOp(space));
-        lacking = yield* writingOp(space, "fork", () => copySettledOp(space, child));
+        yield* usingOp(space, "fork", () => waitForDevicesOp(space, taken.pfn));
+        lacking = yield* writingOp(space, "fork", () => copySettledOp(space, child, taken));
       }
     } catch (error) {
       enter();
@@ -158,21 +159,19 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
   }
 }
 
-/** As copyLockedOp(); UNSETTLED if pages are on their way or being taken by a device, and nothing is done. */
-// eslint-disable-next-line require-yield
-function* copySettledOp(space: SpaceCore, child: SpaceCore): Op<number> {
+/** As copyLockedOp(); UNSETTLED if pages are on their way, or a device is taking one, which `taken` names: then nothing is done. */
+function* copySettledOp(space: SpaceCore, child: SpaceCore, taken: { pfn: number }): Op<number> {
   if (Atomics.load(space.agent.words, space.slot + SP_MIGRATING) !== 0) return UNSETTLED;
-  if (maySpecial(space) && lockedExclusive(space) !== 0) return UNSETTLED;
+  taken.pfn = maySpecial(space) ? lockedExclusive(space) : 0;
+  if (taken.pfn !== 0) return UNSETTLED;
   return yield* copyLockedOp(space, child);
 }
 
 /** Waits for what copySettledOp() cannot do with. Preconditions: a use of the space, without mmapLock. */
-function* waitForDevicesOp(space: SpaceCore): Op<void> {
+function* waitForDevicesOp(space: SpaceCore, pfn: number): Op<void> {
   if (!maySpecial(space)) return;
   yield* waitSettledOp(space);
-  const { frames } = space.mm;
-  for (let pfn = lockedExclusive(space); pfn !== 0; pfn = lockedExclusive(space))
-    yield* waitMovedOp(space.mm, pfn, () => !frames.isLocked(pfn));
+  if (pfn !== 0) yield* waitMovedOp(space.mm, pfn, () => !space.mm.frames.isLocked(pfn));
 }
 
 /** Returns how many frames it lacked; 0: it is done. Preconditions: mmapLock of the parent held for writing. */

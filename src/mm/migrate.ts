@@ -178,7 +178,7 @@ function unlockMoving(mm: Mm, pfn: number): void {
 }
 
 /** Runs `body` under mmapLock for reading, also in a space that exits. Preconditions: a use of the space. */
-function* lockedOp<T>(space: SpaceCore, body: () => Op<T>): Op<T> {
+export function* lockedOp<T>(space: SpaceCore, body: () => Op<T>): Op<T> {
   const { agent } = space;
   const lock = space.slot + SP_MMAP_LOCK;
   yield* lockReadOp(agent, lock, LockRank.mmapLock, "mmapLock");
