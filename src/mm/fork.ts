@@ -135,9 +135,10 @@ export function* forkOp(space: SpaceCore, createRecord: (mm: Mm, state: number) 
     try {
       // What is on its way is not copied: who moves it would have to find the copies, too.
       const taken = { pfn: 0 };
-      for (lacking = UNSETTLED; lacking === UNSETTLED;) {
-        yield* usingOp(space, "fork", () => waitForDevicesOp(space, taken.pfn));
+      for (;;) {
         lacking = yield* writingOp(space, "fork", () => copySettledOp(space, child, taken));
+        if (lacking !== UNSETTLED) break;
+        yield* usingOp(space, "fork", () => waitForDevicesOp(space, taken.pfn));
       }
     } catch (error) {
       enter();
@@ -169,7 +170,6 @@ function* copySettledOp(space: SpaceCore, child: SpaceCore, taken: { pfn: number
 
 /** Waits for what copySettledOp() cannot do with. Preconditions: a use of the space, without mmapLock. */
 function* waitForDevicesOp(space: SpaceCore, pfn: number): Op<void> {
-  if (!maySpecial(space)) return;
   yield* waitSettledOp(space);
   if (pfn !== 0) yield* waitMovedOp(space.mm, pfn, () => !space.mm.frames.isLocked(pfn));
 }

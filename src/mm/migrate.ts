@@ -279,11 +279,6 @@ function* collectOp(moves: Moves, space: SpaceCore, first: number, end: number, 
   moves.enter(space);
   for (const { entry, pte, vpn } of taken) {
     const pfn = pfnOfPte(pte);
-    // Ours, and those of mappings; one more is somebody's who has the bytes in use.
-    if (frames.refcount(pfn) !== frames.mapcount(pfn) + 1) {
-      restore(entry, pte);
-      continue;
-    }
     const anon = holdAnonOf(mm, pfn);
     moves.list.push({ vpn, old: pfn, anon, index: frames.index(pfn), fresh: 0 });
     Atomics.store(w, entry, makeSpecial(pfn, PTE_MIGRATION, pte));
