@@ -51,3 +51,14 @@ export function parseBytes(size: number | string): number {
   const factor = match && SIZE_UNITS[(match[2] ?? "").toLowerCase()];
   return match && factor ? Math.round(Number(match[1]) * factor) : Number.NaN;
 }
+
+/** What follows each other in a list of whole numbers. */
+export function runsOf(numbers: readonly number[]): { readonly first: number; readonly end: number }[] {
+  const runs: { first: number; end: number }[] = [];
+  for (const number of numbers) {
+    const last = runs.at(-1);
+    if (last?.end === number) last.end++;
+    else runs.push({ first: number, end: number + 1 });
+  }
+  return runs;
+}

@@ -25,7 +25,7 @@ import {
 } from "../mm/index.ts";
 import type { OwnerId } from "../notifier/index.ts";
 import { type Op, runAsync, runBlocking, runTry } from "../sched/index.ts";
-import { parseBytes } from "../units.ts";
+import { parseBytes, runsOf } from "../units.ts";
 
 export type { DeviceCopy, DeviceOps };
 
@@ -152,7 +152,13 @@ export class DeviceMemory implements AsyncDisposable {
         }
       }
     }
-    return [...found].flatMap(([space, pages]) => rangesOf(space, pages, pageSize));
+    return [...found].flatMap(([space, pages]) =>
+      runsOf(pages.sort((a, b) => a - b)).map(({ first, end }) => ({
+        space,
+        start: first * pageSize,
+        end: end * pageSize,
+      })),
+    );
   }
 
   /** Takes a device that was lost in use again, empty. Errors: EBUSY before lose() is done. */
@@ -174,16 +180,6 @@ export class DeviceMemory implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
-}
-
-function rangesOf(space: number, pages: number[], pageSize: number): LostRange[] {
-  const ranges: { space: number; start: number; end: number }[] = [];
-  for (const vpn of pages.sort((a, b) => a - b)) {
-    const last = ranges.at(-1);
-    if (last?.end === vpn * pageSize) last.end += pageSize;
-    else ranges.push({ space, start: vpn * pageSize, end: (vpn + 1) * pageSize });
-  }
-  return ranges;
 }
 
 /**

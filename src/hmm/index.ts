@@ -34,4 +34,4 @@ export {
   rangeFaultOp,
   type RangeFaultVariants,
 } from "./rangeFault.ts";
-export { frameBytes, NO_FRAME, snapshotPages } from "./snapshotPages.ts";
+export { NO_FRAME, snapshotPages } from "./snapshotPages.ts";

@@ -41,7 +41,3 @@ export function snapshotPages(
     unuseSpace(space);
   }
 }
-
-/** The bytes of `pages` frames from `pfn` on, fewer where its segment ends. Good until the caller's next safepoint. */
-export const frameBytes = (space: AddressSpace, pfn: number, pages = 1): Uint8Array =>
-  space.mm.frames.bytesOf(pfn, pages);

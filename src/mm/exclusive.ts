@@ -14,54 +14,26 @@
  */
 import { MmError } from "../errors.ts";
 import { PG_ANON, ZERO_PFN } from "../memory/index.ts";
-import { endOpenRange, makeRange, MmuNotifierEvent, openRange } from "../notifier/index.ts";
+import { MmuNotifierEvent } from "../notifier/index.ts";
 import { type Op, waitOp, wakeQueue } from "../sched/index.ts";
-import { LockRank, lockdepAcquire, lockdepRelease } from "../sync/index.ts";
-import { CT_EVENTS, SP_FAULTQ, SP_SPECIAL, VM_PROT, VM_WRITE } from "./layout.ts";
+import { SP_FAULTQ, SP_SPECIAL, VM_PROT, VM_WRITE } from "./layout.ts";
 import { ensureEntry, loadPte } from "./pageTables.ts";
+import { lockedOp, lockMoving, plain, rangeOp, unlockMoving } from "./migrate.ts";
 import type { Mm } from "./mm.ts";
 import {
   isValid,
   kindOfPte,
-  makePte,
   makeSpecial,
   pfnOfPte,
   PTE_DEVICE_EXCLUSIVE,
-  PTE_DIRTY,
   PTE_EXCLUSIVE,
-  PTE_KEPT,
-  PTE_READ,
-  PTE_VALID,
   PTE_WRITE,
+  revivePte,
 } from "./pte.ts";
 import { INDEX_END, radixFind, radixStretches } from "./radix.ts";
 import type { SpaceCore } from "./spaceCore.ts";
 import { findVma, vmaFlags } from "./vma.ts";
 import { takeRangeOp } from "./zap.ts";
-
-/** Opens a range of one page; the caller ends it. */
-function* openPageOp(
-  space: SpaceCore,
-  vpn: number,
-  event: MmuNotifierEvent,
-  owner: number | undefined,
-): Op<() => void> {
-  const { mm } = space;
-  const c = space.notifiers.context;
-  const blockable = mm.agent.current?.mode !== "try";
-  const range = makeRange(
-    c.space,
-    vpn * mm.pageSize,
-    (vpn + 1) * mm.pageSize,
-    event,
-    blockable,
-    owner as never,
-  );
-  const rest = openRange(c, range, false);
-  if (rest) yield* rest;
-  mm.count(CT_EVENTS + event);
-  return () => endOpenRange(c, range);
-}
 
 /**
  * Makes the page of a writable entry device-exclusive. Returns its frame, locked and with a reference, both for
@@ -86,40 +58,31 @@ export function* takeExclusiveOp(space: SpaceCore, vpn: number, owner: number | 
     );
   }
   if (!frames.tryGet(pfn)) return 0;
-  if (!frames.tryLockFolio(pfn)) {
+  if (!lockMoving(mm, pfn)) {
     frames.put(pfn);
     return 0;
   }
   let done = false;
   try {
-    const end = yield* openPageOp(space, vpn, MmuNotifierEvent.Exclusive, owner);
-    try {
+    yield* rangeOp(space, vpn, vpn + 1, MmuNotifierEvent.Exclusive, owner, function* () {
       Atomics.store(agent.words, space.slot + SP_SPECIAL, 1);
       const same = (now: number): boolean => writable(now) && pfnOfPte(now) === pfn;
-      if (ensureEntry(space, vpn) === 0) return 0;
+      if (ensureEntry(space, vpn) === 0) return;
       const { entries, olds } = yield* takeRangeOp(space, vpn, vpn + 1, same);
-      if (entries.length === 0) return 0;
+      if (entries.length === 0) return;
       Atomics.store(agent.words, entries[0]!, makeSpecial(pfn, PTE_DEVICE_EXCLUSIVE, olds[0]!));
       wakeQueue(agent.words, space.slot + SP_FAULTQ);
       done = true;
-    } finally {
-      end();
-    }
+    });
   } finally {
-    if (!done) {
-      frames.unlockFolio(pfn);
-      frames.put(pfn);
-    }
+    if (!done) releaseExclusive(mm, pfn);
   }
-  // Held beyond the operation, by the driver: no lock of this task's any more.
-  if (agent.debug) lockdepRelease(agent, LockRank.folioLock);
-  return pfn;
+  return done ? pfn : 0;
 }
 
 /** Gives back what takeExclusiveOp() returned: from here on the page can be taken back by an access. */
 export function releaseExclusive(mm: Mm, pfn: number): void {
-  if (mm.agent.debug) lockdepAcquire(mm.agent, LockRank.folioLock);
-  mm.frames.unlockFolio(pfn);
+  unlockMoving(mm, pfn);
   mm.frames.put(pfn);
 }
 
@@ -128,23 +91,12 @@ function restore(space: SpaceCore, vpn: number, entry: number, pte: number): voi
   const { words } = space.agent;
   const flags = vmaFlags(space, findVma(space, vpn * space.mm.pageSize));
   const writable = (flags & VM_WRITE) !== 0 && (pte & PTE_EXCLUSIVE) !== 0;
-  const valid = makePte(
-    pfnOfPte(pte),
-    PTE_VALID |
-      PTE_DIRTY |
-      (pte & PTE_KEPT & ~PTE_WRITE) |
-      ((flags & VM_PROT) !== 0 ? PTE_READ : 0) |
-      (writable ? PTE_WRITE : 0),
-  );
+  const valid = revivePte(pfnOfPte(pte), pte, (flags & VM_PROT) !== 0, writable);
   Atomics.compareExchange(words, entry, pte, valid);
 }
 
-/** Takes a page back for an access. Waits for its lock. Preconditions: no lock is held but mmapLock, which `locked` takes. */
-export function* takeBackOp(
-  space: SpaceCore,
-  vpn: number,
-  locked: (body: () => Op<void>) => Op<void>,
-): Op<void> {
+/** Takes a page back for an access. Waits for its lock. Preconditions: no lock is held. */
+export function* takeBackOp(space: SpaceCore, vpn: number): Op<void> {
   const { mm, agent } = space;
   const { frames } = mm;
   const found = loadPte(space, vpn);
@@ -154,23 +106,18 @@ export function* takeBackOp(
   try {
     yield* waitOp(
       frames.queueOf(pfn),
-      () => (mine = frames.tryLockFolio(pfn)),
+      () => (mine = lockMoving(mm, pfn)),
       `page ${vpn} of space ${space.id}, which a device is taking for its own`,
       () => frames.folioOwner(pfn),
     );
-    if (agent.debug) lockdepRelease(agent, LockRank.folioLock);
-    yield* locked(function* () {
-      const end = yield* openPageOp(space, vpn, MmuNotifierEvent.Clear, undefined);
+    const takeBack = plain(() => {
       const entry = radixFind(agent.words, space.pgd, vpn);
       const pte = entry === 0 ? 0 : Atomics.load(agent.words, entry);
       if (kindOfPte(pte) === PTE_DEVICE_EXCLUSIVE && pfnOfPte(pte) === pfn) restore(space, vpn, entry, pte);
-      end();
     });
+    yield* lockedOp(space, () => rangeOp(space, vpn, vpn + 1, MmuNotifierEvent.Clear, undefined, takeBack));
   } finally {
-    if (mine) {
-      if (agent.debug) lockdepAcquire(agent, LockRank.folioLock);
-      frames.unlockFolio(pfn);
-    }
+    if (mine) unlockMoving(mm, pfn);
     frames.put(pfn);
   }
 }

@@ -68,7 +68,7 @@ import { unuseFile, useFile } from "./files.ts";
 import { joinSpace, unuseSpace, useSpace } from "./lifetime.ts";
 import { takeBackOp } from "./exclusive.ts";
 import { isRefusal, textOf } from "./fileIo.ts";
-import { bringHomeOp, lockedOp, waitMovedOp } from "./migrate.ts";
+import { bringHomeOp, plain, rangeOp, waitMovedOp } from "./migrate.ts";
 import { type FileCore, fileAt, markUsed, tryGetPage } from "./pageCache.ts";
 import { getPageOp } from "./pageIn.ts";
 import {
@@ -446,7 +446,7 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
         throw new BusError("access", address, "the page is lost: the device that had it is gone");
       if (result === FAULT_BUSY) yield* waitWhileBusyOp(space, vpn);
       else if (result === FAULT_MOVING) yield* waitWhileMovingOp(space, vpn);
-      else if (result === FAULT_EXCLUSIVE) yield* takeBackOp(space, vpn, (body) => lockedOp(space, body));
+      else if (result === FAULT_EXCLUSIVE) yield* takeBackOp(space, vpn);
       else if (result === FAULT_DEVICE) yield* broughtHomeOp(space, vpn, address);
       // Reserved by freeing it again: the next try takes it at once, or somebody was faster and we go round.
       else if (result === FAULT_FRAME) mm.frames.put(yield* allocFrameOp(mm, false));
@@ -466,16 +466,9 @@ function* faultPageOp(space: SpaceCore, vpn: number, write: boolean, address: nu
  * Preconditions: no lock held. Errors: ECALLBACK; BusError if nobody has them any more.
  */
 function* fetchAwayOp(space: SpaceCore, vpn: number, address: number): Op<void> {
-  const { agent, mm } = space;
-  const c = space.notifiers.context;
-  const blockable = agent.current?.mode !== "try";
-  const [start, end] = [vpn * mm.pageSize, (vpn + 1) * mm.pageSize];
   const before = protecting(space, () => timesSent(space, vpn));
-  const range = makeRange(c.space, start, end, MmuNotifierEvent.ProtectionPage, blockable);
-  const rest = openRange(c, range, false);
-  if (rest) yield* rest;
-  mm.count(CT_EVENTS + MmuNotifierEvent.ProtectionPage);
-  endOpenRange(c, range);
+  const nothing = plain(() => {});
+  yield* rangeOp(space, vpn, vpn + 1, MmuNotifierEvent.ProtectionPage, undefined, nothing);
   // It may have been sent away again: the access tries once more.
   if (protecting(space, () => isAway(space, vpn) && timesSent(space, vpn) === before))
     throw new BusError("access", address, "its newest bytes were in a device whose agent has ended");

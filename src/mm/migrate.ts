@@ -68,19 +68,15 @@ import {
   isBusy,
   isValid,
   kindOfPte,
-  makePte,
   makeSpecial,
   pfnOfPte,
   PTE_DEVICE_PRIVATE,
-  PTE_DIRTY,
   PTE_EXCLUSIVE,
-  PTE_KEPT,
   PTE_MIGRATION,
   PTE_POISON,
-  PTE_READ,
   PTE_SOFT_DIRTY,
-  PTE_VALID,
   PTE_WRITE,
+  revivePte,
 } from "./pte.ts";
 import { radixFind } from "./radix.ts";
 import { ensureEntry, loadPte, noTables, ownTables } from "./pageTables.ts";
@@ -166,13 +162,13 @@ export function* detachedOp<T>(mm: Mm, what: string, op: Op<T>): Op<T> {
 }
 
 /** The lock of a page is no lock of this task's: it is held while the task waits for others. */
-function lockMoving(mm: Mm, pfn: number): boolean {
+export function lockMoving(mm: Mm, pfn: number): boolean {
   if (!mm.frames.tryLockFolio(pfn)) return false;
   if (mm.agent.debug) lockdepRelease(mm.agent, LockRank.folioLock);
   return true;
 }
 
-function unlockMoving(mm: Mm, pfn: number): void {
+export function unlockMoving(mm: Mm, pfn: number): void {
   if (mm.agent.debug) lockdepAcquire(mm.agent, LockRank.folioLock);
   mm.frames.unlockFolio(pfn);
 }
@@ -190,7 +186,7 @@ export function* lockedOp<T>(space: SpaceCore, body: () => Op<T>): Op<T> {
 }
 
 /** Runs `body` inside a range of pages. */
-function* rangeOp(
+export function* rangeOp(
   space: SpaceCore,
   first: number,
   end: number,
@@ -365,14 +361,7 @@ function settledPte(space: SpaceCore, vma: Vma, to: number, migration: number): 
   const own = (migration & PTE_EXCLUSIVE) !== 0;
   // What mprotect took away meanwhile is gone from the entry, too.
   const writable = own && (migration & PTE_WRITE) !== 0;
-  return makePte(
-    to,
-    PTE_VALID |
-      PTE_DIRTY |
-      (migration & PTE_KEPT & ~PTE_WRITE) |
-      ((flags & VM_PROT) !== 0 ? PTE_READ : 0) |
-      (writable ? PTE_WRITE : 0),
-  );
+  return revivePte(to, migration, (flags & VM_PROT) !== 0, writable);
 }
 
 /** Replaces the migration entry of a page, if there is one. Preconditions: mmapLock held for reading. */
@@ -505,7 +494,7 @@ export interface Moved {
 }
 
 export interface ToDevice {
-  /** False: the page stays where it is. `pfn` 0: it is not there yet. */
+  /** False: the page stays where it is. */
   readonly accepts: ((vpn: number) => boolean) | undefined;
   /** The pages of the device are filled and about to be mapped; nobody can take them away meanwhile. */
   readonly filled: ((pages: readonly Moved[]) => void) | undefined;
@@ -829,7 +818,7 @@ export function* poisonOp(mm: Mm, pfn: number): Op<LostPage[]> {
 }
 
 /** A body that waits for nothing. */
-const plain = (body: () => void): (() => Op<void>) =>
+export const plain = (body: () => void): (() => Op<void>) =>
   // eslint-disable-next-line require-yield
   function* () {
     body();

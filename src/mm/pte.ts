@@ -75,6 +75,17 @@ export const isSpecial = (pte: number): boolean => kindOfPte(pte) !== 0 || pte =
 export const makeSpecial = (pfn: number, kind: number, pte: number): number =>
   makePte(pfn, kind | (pte & PTE_KEPT));
 
+/** The valid entry of page `pfn` that a special one becomes. A page that can be written is dirty: T2. */
+export const revivePte = (pfn: number, special: number, readable: boolean, writable: boolean): number =>
+  makePte(
+    pfn,
+    PTE_VALID |
+      PTE_DIRTY |
+      (special & PTE_KEPT & ~PTE_WRITE) |
+      (readable ? PTE_READ : 0) |
+      (writable ? PTE_WRITE : 0),
+  );
+
 /** The entry while agent `slot` takes its frame away. */
 export const busyOf = (pte: number, slot: number): number =>
   makePte(pfnOfPte(pte), PTE_BUSY | (slot << BUSY_SLOT_SHIFT));

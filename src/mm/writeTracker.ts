@@ -30,7 +30,7 @@ import { isMmError } from "../errors.ts";
 import { PG_DIRTY, ZERO_PFN } from "../memory/index.ts";
 import { makeRange, MmuNotifierEvent, type OpenRange, type OwnerId } from "../notifier/index.ts";
 import { type Op, runAsync } from "../sched/index.ts";
-import type { Slot } from "../units.ts";
+import { runsOf, type Slot } from "../units.ts";
 import { MM_OWNERS, MM_TRACKERS, SP_TRACKERS, VM_WRITE } from "./layout.ts";
 import type { Mm } from "./mm.ts";
 import { type FileCore, fileAt, mapsFilePage } from "./pageCache.ts";
@@ -368,17 +368,6 @@ function* reduceOp(
   } finally {
     for (const range of ranges.reverse()) close(space, range);
   }
-}
-
-/** What follows each other in an ascending list. */
-function runsOf(vpns: readonly number[]): { readonly first: number; readonly end: number }[] {
-  const runs: { first: number; end: number }[] = [];
-  for (const vpn of vpns) {
-    const last = runs.at(-1);
-    if (last?.end === vpn) last.end++;
-    else runs.push({ first: vpn, end: vpn + 1 });
-  }
-  return runs;
 }
 
 function clearBits(space: SpaceCore, vpn: number, clear: number): void {

@@ -5,7 +5,7 @@
  */
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { frameBytes, NO_FRAME, snapshotPages } from "../../src/hmm/index.ts";
+import { NO_FRAME, snapshotPages } from "../../src/hmm/index.ts";
 import { clearRefsOp } from "../../src/mm/clearRefs.ts";
 import {
   type AddressSpace,
@@ -81,7 +81,7 @@ async function withWorld(
           const to = Math.min(PAGES + 1, (range.end - base) / PAGE);
           for (const [page, pfn] of world.away) {
             if (page < from || page >= to) continue;
-            frameBytes(space, pfn)[0] = world.device[page]!;
+            space.memory.frame(pfn)[0] = world.device[page]!;
             world.away.delete(page);
             tracker.comeHome(page, page + 1);
           }
@@ -141,7 +141,7 @@ function copies(copyFirst: boolean) {
       const frames = new Int32Array(pages.length);
       snapshotPages(mine, base / PAGE, pages, frames);
       pages.forEach((page, k) => {
-        if (frames[k] !== NO_FRAME) copy[page] = frameBytes(mine, frames[k]!)[0]!;
+        if (frames[k] !== NO_FRAME) copy[page] = mine.memory.frame(frames[k]!)[0]!;
       });
     };
     checker.spawn(

@@ -8,7 +8,6 @@
  *
  * Imported by rangeMirror.ts only.
  */
-import { frameBytes } from "../../hmm/index.ts";
 import type { AddressSpace, WriteTracker } from "../../mm/index.ts";
 import { type ByteRange, ByteRanges } from "./byteRanges.ts";
 import { readBack } from "./readBack.ts";
@@ -121,7 +120,7 @@ export class AwayPages {
           const page = Math.floor((start + at) / pageSize);
           const within = (start + at) % pageSize;
           const n = Math.min(bytes.length - at, pageSize - within);
-          frameBytes(home.space, this.#frames.get(page)!).set(bytes.subarray(at, at + n), within);
+          home.space.memory.frame(this.#frames.get(page)!).set(bytes.subarray(at, at + n), within);
           at += n;
         }
       });

@@ -14,6 +14,7 @@
  * The agent itself is the lock that the contract wants; it may not block, so invalidate() may return a promise.
  */
 import { isMmError, MmError } from "../../errors.ts";
+import { runsOf } from "../../units.ts";
 import { HMM_VALID, HMM_WRITE, hmmPfn, rangeFault } from "../../hmm/index.ts";
 import { type AddressSpace, COPY_DOUBTFUL, COPY_WATCHED, copyHolds, copyWorth } from "../../mm/index.ts";
 import {
@@ -221,7 +222,6 @@ export class MmuCore {
    */
   async home(slots: readonly number[]): Promise<number> {
     const { pool, gpu } = this;
-    const { frames } = this.space.mm;
     const dirty = slots.filter((slot) => pool.has(slot, SLOT_DIRTY)).sort((a, b) => a - b);
     let pages = 0;
     for (let k = 0; gpu && k < dirty.length; k += STAGING_PAGES) {
@@ -237,7 +237,9 @@ export class MmuCore {
       chunk.forEach((slot, n) => {
         // Else its bytes came home another way, and the frame may be another's.
         if (pool.generationOf(slot) !== generations[n] || !pool.has(slot, SLOT_DIRTY)) return;
-        frames.bytesOf(pool.pfnOf(slot)).set(bytes.subarray(n * this.pageSize, (n + 1) * this.pageSize));
+        this.space.memory
+          .frame(pool.pfnOf(slot))
+          .set(bytes.subarray(n * this.pageSize, (n + 1) * this.pageSize));
         pool.drop(slot, SLOT_DIRTY);
         pages++;
       });
@@ -304,10 +306,8 @@ export class MmuCore {
     this.table.clear();
     for (const slot of pool.byPage.values()) pool.release(slot);
     this.memory.lose(cause);
-    for (let k = 0; k < gone.length;) {
-      let count = 1;
-      while (gone[k + count] === gone[k]! + count) count++;
-      const range = this.rangeOf(gone[k]!, count);
+    for (const { first, end } of runsOf(gone)) {
+      const range = this.rangeOf(first, end - first);
       this.lost.push(range);
       space.agent.report(
         new MmError(
@@ -317,7 +317,6 @@ export class MmuCore {
           { range, cause },
         ),
       );
-      k += count;
     }
   }
 
@@ -485,7 +484,7 @@ export class MmuCore {
         (worth === COPY_DOUBTFUL ? SLOT_DOUBTFUL : worth === COPY_WATCHED ? SLOT_WATCHED : 0),
     );
     this.table.set(vpn, slot, write);
-    uploader.add(slot, space.mm.frames.bytesOf(pfn));
+    uploader.add(slot, space.memory.frame(pfn));
     this.young.mark(vpn);
     this.counts.uploadedPages++;
   }

@@ -3,6 +3,7 @@
  * not shared: WebGPU takes no other.
  */
 import { MmError } from "../../errors.ts";
+import { runsOf } from "../../units.ts";
 import {
   BINDING_CONTROL,
   BINDING_POOL,
@@ -14,22 +15,6 @@ import {
 /** Thrown where a transfer failed because the device is gone. */
 export class DeviceLost extends Error {
   override readonly name: string = "DeviceLost";
-}
-
-/** Neighbours in the pool that are copied at once. */
-export interface SlotRun {
-  readonly first: number;
-  readonly count: number;
-}
-
-export function runsOf(slots: readonly number[]): SlotRun[] {
-  const runs: { first: number; count: number }[] = [];
-  for (const slot of slots) {
-    const last = runs.at(-1);
-    if (last && last.first + last.count === slot) last.count++;
-    else runs.push({ first: slot, count: 1 });
-  }
-  return runs;
 }
 
 const STORAGE_BUFFERS = 3;
@@ -297,9 +282,9 @@ export class MmuDevice {
     try {
       const encoder = device.createCommandEncoder({ label: "bifolio write-back" });
       let at = 0;
-      for (const { first, count } of runsOf(slots)) {
-        encoder.copyBufferToBuffer(this.#pool, first * pageSize, this.#staging, at, count * pageSize);
-        at += count * pageSize;
+      for (const { first, end } of runsOf(slots)) {
+        encoder.copyBufferToBuffer(this.#pool, first * pageSize, this.#staging, at, (end - first) * pageSize);
+        at += (end - first) * pageSize;
       }
       device.queue.submit([encoder.finish()]);
       await this.#staging.mapAsync(GPUMapMode.READ, 0, size);

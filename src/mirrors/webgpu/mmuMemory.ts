@@ -237,7 +237,7 @@ export class MmuMemory {
       core.forgetCopy(vpn);
       pool.install(slot, vpn, page.pfn, SLOT_REFERENCED | SLOT_WRITABLE);
       core.table.set(vpn, slot, true);
-      uploader.add(slot, space.mm.frames.bytesOf(page.pfn));
+      uploader.add(slot, space.memory.frame(page.pfn));
       core.young.mark(vpn);
       core.counts.uploadedPages++;
       return true;

@@ -24,13 +24,13 @@
  *       while an operation of this mirror may be waiting for the very lock that the invalidator holds.
  */
 import { isMmError, MmError } from "../../errors.ts";
-import { frameBytes, NO_FRAME, snapshotPages } from "../../hmm/index.ts";
+import { NO_FRAME, snapshotPages } from "../../hmm/index.ts";
 import { type AddressSpace, WriteTracker } from "../../mm/index.ts";
 import { type IntervalNotifier, MmuNotifierEvent, type MmuNotifierRange } from "../../notifier/index.ts";
 import { AwayPages } from "./awayPages.ts";
 import type { ByteRange } from "./byteRanges.ts";
 import { type MadeBuffer, makeBuffer } from "./gpuBuffer.ts";
-import { pagesFrom, runsOf } from "./pageRuns.ts";
+import { runsOf } from "../../units.ts";
 import { readBack } from "./readBack.ts";
 
 export interface RangeMirrorOptions {
@@ -389,7 +389,7 @@ export class RangeMirror implements AsyncDisposable {
     for (let k = 0; k < pages.length;) {
       let n = 1;
       while (k + n < pages.length && frames[k + n] === frames[k]! + n) n++;
-      const bytes = frameBytes(this.#space, frames[k]!, n);
+      const bytes = this.#space.memory.frame(frames[k]!, n);
       this.#staging.set(bytes, k * pageSize);
       k += bytes.length / pageSize;
     }
@@ -460,7 +460,7 @@ export class RangeMirror implements AsyncDisposable {
     const add = (page: number): void =>
       this.#away.add(Math.max(start, page * pageSize), Math.min(end, (page + 1) * pageSize));
     // Not those that are away: an access may have brought one home again meanwhile, and have stored to it.
-    const remaining = new Set(pagesFrom(first, last));
+    const remaining = new Set(Array.from({ length: last - first }, (_, k) => first + k));
     const sent = (page: number, pfn: number): void => {
       this.#away.sent(page, pfn);
       add(page);

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { frameBytes, NO_FRAME, snapshotPages } from "../../../src/hmm/index.ts";
+import { NO_FRAME, snapshotPages } from "../../../src/hmm/index.ts";
 import { ZERO_PFN } from "../../../src/memory/index.ts";
 import { anonymous, makeRig, PAGE, thrown } from "../../lib/mm.ts";
 
@@ -14,11 +14,11 @@ test("gives the frames of pages that can be read as they are, and brings none in
   const { used } = memory.stats().frames;
   expect(snapshotPages(raw, start / PAGE, [1, 3, 4, 5, 100], frames)).toBe(3);
   expect([...frames.subarray(1)]).toEqual([ZERO_PFN, NO_FRAME, NO_FRAME, NO_FRAME]);
-  expect(frameBytes(raw, frames[0]!)[0]).toBe(7);
+  expect(raw.memory.frame(frames[0]!)[0]).toBe(7);
   expect(memory.stats().frames.used).toBe(used);
   raw.sync.mprotect(start + 5 * PAGE, PAGE, "r");
   expect(snapshotPages(raw, start / PAGE, [5], frames)).toBe(0);
-  expect(frameBytes(raw, frames[0]!)[0]).toBe(9);
+  expect(raw.memory.frame(frames[0]!)[0]).toBe(9);
   raw.sync.exit();
   expect(thrown(() => snapshotPages(raw, start / PAGE, [1], frames))).toMatchObject({ code: "ESRCH" });
 });

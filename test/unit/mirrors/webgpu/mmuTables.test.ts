@@ -1,7 +1,7 @@
 /** The host's half of a GPU MMU, without a GPU: page table, pool, accessed pages, the shader's text. */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { runsOf } from "../../../../src/mirrors/webgpu/mmuDevice.ts";
+import { runsOf } from "../../../../src/units.ts";
 import {
   MmuPool,
   SLOT_LEAVING,
@@ -112,9 +112,9 @@ describe("the pool", () => {
 
 test("neighbours in the pool are one transfer", () => {
   expect(runsOf([3, 4, 5, 9, 11, 12])).toEqual([
-    { first: 3, count: 3 },
-    { first: 9, count: 1 },
-    { first: 11, count: 2 },
+    { first: 3, end: 6 },
+    { first: 9, end: 10 },
+    { first: 11, end: 13 },
   ]);
 });
 
